@@ -44,7 +44,7 @@ def number(name, value, low=None, high=None, *, low_open=False, high_open=False,
 
 
 def one_of(name, value, allowed, owner=None):
-    """Returns `value` if it is one of `allowed`, else raises `ValueError` with the nearest choice."""
+    """Returns `value` if it is one of `allowed`, else a `ValueError` with the nearest."""
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(
