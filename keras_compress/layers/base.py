@@ -234,8 +234,10 @@ class CompressedLayer(keras.layers.Layer):
                 f"'{layer.name}' on an input, or its build(), first."
             )
         config = layer.get_config()
-        carried = {key: config[key] for key in (*cls._carried, *cls.source_arguments)}
-        changed = {key: options.pop(key) for key in list(options) if key in carried}
+        names = (*cls._carried, *cls.source_arguments)
+        carried = {name: config[name] for name in names if name in config}
+        stock = (*names, "kernel_regularizer", "kernel_constraint")
+        changed = {name: options.pop(name) for name in stock if name in options}
         arguments, values = cls.fit_kernel(
             keras.ops.convert_to_numpy(layer.kernel).astype("float32"), **options
         )

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from keras_compress import layers
+
 
 @dataclasses.dataclass(frozen=True)
 class Case:
@@ -29,4 +31,21 @@ class Case:
     tolerance: float = 1e-5
 
 
-CASES = []
+CASES = [
+    Case(
+        "TTDense",
+        layers.TTDense,
+        {"units": 12, "input_modes": (2, 3, 4), "output_modes": (3, 2, 2), "rank": 3},
+        (24,),
+        fit={"input_modes": (2, 3, 4), "output_modes": (3, 2, 2), "rank": 4},
+        exact={"input_modes": (2, 3, 4), "output_modes": (3, 2, 2), "rank": (6, 8)},
+    ),
+    Case(
+        "TTDense-sequence-relu",
+        layers.TTDense,
+        {"units": 16, "rank": (3,), "activation": "relu", "use_bias": False},
+        (5, 16),
+        fit={"rank": 0.5},
+        exact={"rank": 16},
+    ),
+]
