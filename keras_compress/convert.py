@@ -1,0 +1,95 @@
+"""`convert`: swap layers of a whole model by rules."""
+
+import keras
+
+from keras_compress import matching
+
+
+def convert(model, rules):
+    """Returns a copy of a model in which chosen layers are replaced; all other weights carry over.
+
+    Args:
+        model: A built Sequential or functional model, nested ones included. It is not changed.
+        rules: Dict from a key to a function `layer -> new layer`. A key is a layer name, a glob, a
+            layer class or a predicate `layer -> bool`; the first key that matches a layer counts.
+            The new layer must take the same inputs and give outputs of a shape that the rest of
+            the model accepts; `from_layer` of every compressed layer makes such a one.
+
+    Returns:
+        A new model of the same class of graph, compiled like `model` if that is compiled.
+
+    Raises:
+        ValueError: if the model has no graph or is not built, a key matches no layer, or a rule
+            does not give a layer.
+
+    Example:
+
+    >>> import keras
+    >>> import keras_compress as kc
+    >>> model = keras.Sequential([
+    ...     keras.Input((64,)),
+    ...     keras.layers.Dense(64, activation="relu", name="fc1"),
+    ...     keras.layers.Dense(10, name="logits"),
+    ... ])
+    >>> small = kc.convert(
+    ...     model, {"fc*": lambda layer: kc.layers.TTDense.from_layer(layer, rank=4)}
+    ... )
+    >>> [type(layer).__name__ for layer in small.layers]
+    ['TTDense', 'Dense']
+    """
+    _check_graph(model)
+    if not rules:
+        raise ValueError("convert: `rules` is empty; give at least one {key: layer -> new layer}.")
+    layers = matching.leaf_layers(model)
+    replacements = {}
+    for layer, key in matching.resolve(rules, layers):
+        new = rules[key](layer)
+        if not isinstance(new, keras.layers.Layer):
+            raise ValueError(
+                f"convert: the rule for {matching.describe(key)} must give a Keras layer; for "
+                f"'{layer.name}' it gave {type(new).__name__}."
+            )
+        replacements[id(layer)] = new
+    return rebuild(model, replacements)
+
+
+def rebuild(model, replacements):
+    """Copies a model with some layers replaced.
+
+    Args:
+        model: A built Sequential or functional model.
+        replacements: Dict from `id(layer)` to the layer that takes its place. A layer replaced by
+            itself is copied like the others, so that the two models share no weights.
+
+    Returns:
+        The new model, with the values of all variables that were not replaced.
+    """
+    copies = []
+
+    def clone(layer):
+        new = replacements.get(id(layer), layer)
+        if new is layer:
+            new = type(layer).from_config(layer.get_config())
+            copies.append((layer, new))
+        return new
+
+    new_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    for old, new in copies:
+        for source, target in zip(old.variables, new.variables, strict=True):
+            target.assign(source)
+    return new_model
+
+
+def _check_graph(model):
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"convert takes a keras.Model; got {type(model).__name__}.")
+    # A functional model keeps the graph of its operations; a subclassed one only runs code.
+    if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
+        raise ValueError(
+            f"convert: model '{model.name}' is subclassed: there is no graph to walk. Build it "
+            "from keras.Input with the functional API, or replace the layers in its constructor."
+        )
+    if not model.built:
+        raise ValueError(
+            f"convert: model '{model.name}' is not built; give it a keras.Input or call it first."
+        )

@@ -1,0 +1,100 @@
+"""Calibration data in any form that `model.fit` takes, checked before anything is converted."""
+
+import keras
+import numpy as np
+
+from keras_compress.export.structure import input_structure
+
+#: Ranges of activations settle with far fewer samples than training needs.
+MAX_SAMPLES = 256
+
+
+def calibration_samples(model, calibration):
+    """Makes calibration data a list of arrays, one for each input of the model.
+
+    Args:
+        model: A built Keras model with `inputs`.
+        calibration: An array, a list, tuple or dict of arrays as the model takes them, or an
+            iterable of batches `x` or `(x, y)` of those.
+
+    Returns:
+        List of arrays `(samples, ...)`, in the order of `model.inputs`, at most `MAX_SAMPLES` rows.
+
+    Raises:
+        ValueError: if there are no samples, a shape is not that of the input, or a value is not
+            finite.
+    """
+    if _is_arrays(calibration):
+        arrays = _flatten(model, calibration)
+    else:
+        arrays = _gather(model, calibration)
+    return [_checked(array, tensor) for array, tensor in zip(arrays, model.inputs, strict=True)]
+
+
+def _is_arrays(value):
+    if isinstance(value, dict):
+        return True
+    if isinstance(value, (list, tuple)):
+        return len(value) > 0 and all(hasattr(v, "shape") and len(v.shape) > 0 for v in value)
+    return hasattr(value, "shape")
+
+
+def _flatten(model, x):
+    """Arrays in the order of `model.inputs`, given as the model's call takes them."""
+    if isinstance(x, dict):
+        nested = input_structure(model)
+        keys = list(nested) if isinstance(nested, dict) else [t.name for t in model.inputs]
+        missing = [key for key in keys if key not in x]
+        if missing:
+            raise ValueError(
+                f"calibration: no samples for the inputs {missing}; the model takes {keys}, got "
+                f"{list(x)}."
+            )
+        x = {key: x[key] for key in keys} if isinstance(nested, dict) else [x[k] for k in keys]
+    arrays = [np.asarray(array) for array in keras.tree.flatten(x)]
+    if len(arrays) != len(model.inputs):
+        raise ValueError(
+            f"calibration: the model takes {len(model.inputs)} inputs; got {len(arrays)} arrays."
+        )
+    return arrays
+
+
+def _gather(model, batches):
+    if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
+        raise ValueError(
+            "calibration: give an array of samples, a list or dict of arrays, or an iterable of "
+            f"batches; got {type(batches).__name__}."
+        )
+    kept, rows = [], 0
+    for batch in batches:
+        if isinstance(batch, tuple) and len(batch) in (2, 3):
+            batch = batch[0]
+        arrays = _flatten(model, batch)
+        kept.append(arrays)
+        rows += len(arrays[0])
+        if rows >= MAX_SAMPLES:
+            break
+    if not kept:
+        raise ValueError("calibration: the data set is empty; 100 or so samples are needed.")
+    return [np.concatenate(column) for column in zip(*kept, strict=True)]
+
+
+def _checked(array, tensor):
+    expected = tuple(tensor.shape[1:])
+    matches = array.ndim == len(expected) + 1 and all(
+        e is None or e == a for e, a in zip(expected, array.shape[1:], strict=True)
+    )
+    if not matches:
+        raise ValueError(
+            f"calibration: samples for input '{tensor.name}' must have the shape (samples, "
+            f"{', '.join(map(str, expected))}); got {array.shape}."
+        )
+    if len(array) == 0:
+        raise ValueError("calibration: there are no samples; 100 or so are needed.")
+    array = array[:MAX_SAMPLES].astype(tensor.dtype)
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(
+            f"calibration: samples for input '{tensor.name}' hold NaN or infinite values; drop or "
+            "repair those rows."
+        )
+    return array
