@@ -53,13 +53,15 @@ def convert(model, rules):
     return rebuild(model, replacements)
 
 
-def rebuild(model, replacements):
+def rebuild(model, replacements, configure=None):
     """Copies a model with some layers replaced.
 
     Args:
         model: A built Sequential or functional model.
         replacements: Dict from `id(layer)` to the layer that takes its place. A layer replaced by
             itself is copied like the others, so that the two models share no weights.
+        configure: Function `(layer, config) -> config` that may change what a copied layer is made
+            from, as long as its variables stay; or `None`.
 
     Returns:
         The new model, with the values of all variables that were not replaced.
@@ -69,8 +71,14 @@ def rebuild(model, replacements):
     def clone(layer):
         new = replacements.get(id(layer), layer)
         if new is layer:
-            new = type(layer).from_config(layer.get_config())
-            copies.append((layer, new))
+            config = layer.get_config()
+            is_layer = isinstance(layer, keras.layers.Layer)
+            if configure is not None and is_layer:
+                config = configure(layer, config)
+            new = type(layer).from_config(config)
+            # The graph also has nodes that are plain operations (x + y) and hold no variables.
+            if is_layer:
+                copies.append((layer, new))
         return new
 
     new_model = keras.models.clone_model(model, clone_function=clone, recursive=True)

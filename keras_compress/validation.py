@@ -8,7 +8,7 @@ def positive_int(name, value, owner=None):
     """Returns `value` as an `int`, or raises `ValueError` if it is not an integer >= 1."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
         raise ValueError(
-            f"{_prefix(owner)}`{name}` must be a positive integer; got {name}={value!r}."
+            f"{prefix(owner)}`{name}` must be a positive integer; got {name}={value!r}."
         )
     return int(value)
 
@@ -17,7 +17,7 @@ def positive_ints(name, values, owner=None):
     """Returns `values` as a tuple of `int`, each >= 1."""
     if isinstance(values, (str, bytes)) or not hasattr(values, "__iter__"):
         raise ValueError(
-            f"{_prefix(owner)}`{name}` must be a sequence of positive integers; "
+            f"{prefix(owner)}`{name}` must be a sequence of positive integers; "
             f"got {name}={values!r}."
         )
     return tuple(positive_int(f"{name}[{i}]", value, owner) for i, value in enumerate(values))
@@ -37,7 +37,7 @@ def number(name, value, low=None, high=None, *, low_open=False, high_open=False,
         low_text = "-inf" if low is None else low
         high_text = "inf" if high is None else high
         raise ValueError(
-            f"{_prefix(owner)}`{name}` must be a number in {left}{low_text}, {high_text}{right}; "
+            f"{prefix(owner)}`{name}` must be a number in {left}{low_text}, {high_text}{right}; "
             f"got {name}={value!r}."
         )
     return float(value)
@@ -48,7 +48,7 @@ def one_of(name, value, allowed, owner=None):
     allowed = tuple(allowed)
     if value not in allowed:
         raise ValueError(
-            f"{_prefix(owner)}`{name}` must be one of {', '.join(map(repr, allowed))}; "
+            f"{prefix(owner)}`{name}` must be one of {', '.join(map(repr, allowed))}; "
             f"got {name}={value!r}.{did_you_mean(value, allowed)}"
         )
     return value
@@ -62,7 +62,8 @@ def did_you_mean(name, names):
     return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
-def _prefix(owner):
+def prefix(owner):
+    """`"Owner: "`, the start of an error message, or `""`; `owner` is an object or a name."""
     if owner is None:
         return ""
     return f"{owner if isinstance(owner, str) else type(owner).__name__}: "

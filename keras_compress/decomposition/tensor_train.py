@@ -91,14 +91,14 @@ def resolve_ranks(rank, input_modes, output_modes, owner=None):
         rank = validation.positive_int("rank", rank, owner)
         if limits and rank > max(limits):
             raise ValueError(
-                f"{_name(owner)}`rank` is larger than the modes allow: got rank={rank}, the "
+                f"{validation.prefix(owner)}`rank` is larger than the modes allow: got rank={rank}, the "
                 f"largest useful rank is {max(limits)} (bonds: {limits}). Lower it, or choose "
                 "more even modes."
             )
         return tuple(min(rank, limit) for limit in limits)
     if isinstance(rank, numbers.Real):
         raise ValueError(
-            f"{_name(owner)}a fractional `rank` is an error bound, which only a trained kernel can "
+            f"{validation.prefix(owner)}a fractional `rank` is an error bound, which only a trained kernel can "
             f"meet; got rank={rank!r}. Use from_layer(), or give integers."
         )
     ranks = validation.positive_ints("rank", rank, owner)
@@ -106,20 +106,16 @@ def resolve_ranks(rank, input_modes, output_modes, owner=None):
         ranks = ranks[1:-1]
     if len(ranks) != len(limits):
         raise ValueError(
-            f"{_name(owner)}`rank` must be an integer or {len(limits)} integers, one between each "
+            f"{validation.prefix(owner)}`rank` must be an integer or {len(limits)} integers, one between each "
             f"two of the {len(limits) + 1} modes; got rank={rank!r}."
         )
     for k, (value, limit) in enumerate(zip(ranks, limits, strict=True)):
         if value > limit:
             raise ValueError(
-                f"{_name(owner)}rank[{k}]={value} is larger than the modes allow ({limit}). The "
+                f"{validation.prefix(owner)}rank[{k}]={value} is larger than the modes allow ({limit}). The "
                 f"largest useful ranks are {limits}."
             )
     return ranks
-
-
-def _name(owner):
-    return f"{type(owner).__name__}: " if owner is not None else ""
 
 
 def tt_svd(matrix, input_modes, output_modes, rank):

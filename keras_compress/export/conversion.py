@@ -1,6 +1,7 @@
 """The one place that calls TensorFlow's converter."""
 
 import re
+import warnings
 
 import keras
 
@@ -38,7 +39,10 @@ def convert_to_bytes(model, quantize, samples, batch_size):
             dict(zip(names, row, strict=True)) for row in _rows(samples, batch_size or 1)
         )
     try:
-        return converter.convert()
+        with warnings.catch_warnings():
+            # The converter's own calibrator still uses TensorFlow's interpreter.
+            warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprec")
+            return converter.convert()
     except Exception as error:
         refusal = _explain(model, str(error))
         if refusal is None:
@@ -84,14 +88,10 @@ def _explain(model, message):
     names = {layer.name for layer in leaf_layers(model)}
     located = set(re.findall(r"[\w.\-]+", " ".join(re.findall(r'"([^"]*)"', message))))
     layers = sorted(names & located)
-    where = (
-        f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(repr, layers))}"
-        if layers
-        else ("the model")
-    )
+    where = f"layer{'s'[: len(layers) > 1]} {', '.join(map(repr, layers))} of " if layers else ""
     return (
-        f"to_tflite: {where} of '{model.name}' use the TensorFlow operation"
-        f"{'s' if len(missing) > 1 else ''} {', '.join(missing)}, which LiteRT has no builtin for. "
+        f"to_tflite: {where}'{model.name}' cannot run on LiteRT, which has no builtin for the "
+        f"TensorFlow operation{'s'[: len(missing) > 1]} {', '.join(missing)}. "
         "Replace the layer by one made of builtin operations (kc.convert), or cut the model there "
         "and run that part outside of the .tflite."
     )

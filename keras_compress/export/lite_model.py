@@ -140,10 +140,11 @@ class LiteModel:
         arrays = {}
         for name, detail in details.items():
             array = np.asarray(x[name], detail["dtype"])
-            if array.shape[1:] != tuple(detail["shape"][1:]) and -1 not in detail["shape"]:
+            expected = tuple(detail["shape"][1:].tolist())
+            if array.shape[1:] != expected and -1 not in expected:
                 raise ValueError(
-                    f"predict: input '{name}' takes samples of shape {tuple(detail['shape'][1:])}; "
-                    f"got {array.shape[1:]}."
+                    f"predict: input '{name}' takes samples of shape {expected}; got "
+                    f"{array.shape[1:]}."
                 )
             arrays[name] = array
         return arrays

@@ -114,12 +114,14 @@ def check_exportable(model):
 
 
 def inference_form(model):
-    """Returns the model with each compressed layer replaced by its `export_form()`."""
-    forms = {
-        id(layer): layer.export_form()
-        for layer in leaf_layers(model)
-        if isinstance(layer, CompressedLayer)
-    }
-    if all(id(form) == key for key, form in forms.items()):
+    """Returns the model as it is converted: in full precision, compressed layers in export form."""
+    layers = leaf_layers(model)
+    # LiteRT's builtins compute in float32; half precision is a matter of storage there.
+    if any(layer.compute_dtype != layer.variable_dtype for layer in layers):
+        model = rebuild(model, {}, lambda layer, config: config | {"dtype": layer.variable_dtype})
+        layers = leaf_layers(model)
+    compressed = [layer for layer in layers if isinstance(layer, CompressedLayer)]
+    forms = {id(layer): layer.export_form() for layer in compressed}
+    if all(forms[id(layer)] is layer for layer in compressed):
         return model
     return rebuild(model, forms)
