@@ -86,19 +86,19 @@ def resolve_ranks(rank, input_modes, output_modes, owner=None):
     Returns:
         Tuple of `d - 1` integers.
     """
-    limits = max_ranks(input_modes, output_modes)
+    limits, who = max_ranks(input_modes, output_modes), validation.prefix(owner)
     if isinstance(rank, numbers.Integral):
         rank = validation.positive_int("rank", rank, owner)
         if limits and rank > max(limits):
             raise ValueError(
-                f"{validation.prefix(owner)}`rank` is larger than the modes allow: got rank={rank}, the "
+                f"{who}`rank` is larger than the modes allow: got rank={rank}, the "
                 f"largest useful rank is {max(limits)} (bonds: {limits}). Lower it, or choose "
                 "more even modes."
             )
         return tuple(min(rank, limit) for limit in limits)
     if isinstance(rank, numbers.Real):
         raise ValueError(
-            f"{validation.prefix(owner)}a fractional `rank` is an error bound, which only a trained kernel can "
+            f"{who}a fractional `rank` is an error bound, which only a trained kernel can "
             f"meet; got rank={rank!r}. Use from_layer(), or give integers."
         )
     ranks = validation.positive_ints("rank", rank, owner)
@@ -106,13 +106,13 @@ def resolve_ranks(rank, input_modes, output_modes, owner=None):
         ranks = ranks[1:-1]
     if len(ranks) != len(limits):
         raise ValueError(
-            f"{validation.prefix(owner)}`rank` must be an integer or {len(limits)} integers, one between each "
+            f"{who}`rank` must be an integer or {len(limits)} integers, one between each "
             f"two of the {len(limits) + 1} modes; got rank={rank!r}."
         )
     for k, (value, limit) in enumerate(zip(ranks, limits, strict=True)):
         if value > limit:
             raise ValueError(
-                f"{validation.prefix(owner)}rank[{k}]={value} is larger than the modes allow ({limit}). The "
+                f"{who}rank[{k}]={value} is larger than the modes allow ({limit}). The "
                 f"largest useful ranks are {limits}."
             )
     return ranks
