@@ -1,0 +1,283 @@
+"""CPFactors: a kernel as a sum of rank-1 terms, fitted by non-linear least squares."""
+
+import math
+
+import numpy as np
+
+from keras_compress.decomposition.factors import Factors, Stage, least
+from keras_compress.decomposition.linalg import truncated_svd
+
+_MAX_STEPS = 100
+_TRIAL_STEPS = 8
+_CHEAP = 200_000
+# Relative decrease of the squared error, in one step, at which more steps are not worth it.
+_TOLERANCE = 1e-6
+_EXACT = 1e-13
+_CG_STEPS = 60
+_CG_TOLERANCE = 1e-2
+
+
+class CPFactors(Factors):
+    """`K[i, j, s, t] ~ sum_r A[i, r] B[j, r] C[s, r] D[t, r]`.
+
+    Runs as a 1x1 convolution to `rank` channels, a (height x 1) and a (1 x width) depthwise
+    convolution, and a 1x1 convolution. The four columns of each term have equal norm, which keeps
+    fine-tuning stable; fine-tune at a small learning rate.
+
+    Reference:
+        Lebedev et al., "Speeding-up Convolutional Neural Networks Using Fine-tuned
+        CP-Decomposition", 2014.
+        Sorber, Van Barel, De Lathauwer, "Optimization-based Algorithms for Tensor Decompositions",
+        2013 (structured Gauss-Newton).
+    """
+
+    form = "cp"
+    stages = (
+        Stage("conv", ()),
+        Stage("depthwise", (0,)),
+        Stage("depthwise", (1,)),
+        Stage("conv", ()),
+    )
+
+    @classmethod
+    def shapes(cls, kernel_shape, rank):
+        height, width, inputs, outputs = kernel_shape
+        return [(1, 1, inputs, *rank), (height, 1, *rank, 1), (1, width, *rank, 1)] + [
+            (1, 1, *rank, outputs)
+        ]
+
+    @classmethod
+    def limits(cls, kernel_shape):
+        others = (kernel_shape[:n] + kernel_shape[n + 1 :] for n in range(4))
+        return (least(*(math.prod(sizes) for sizes in others)),)
+
+    @classmethod
+    def unfoldings(cls, kernel):
+        # The rank of every unfolding is a lower bound of the CP-rank.
+        height, width, inputs, outputs = kernel.shape
+        return [
+            [
+                kernel.reshape(-1, outputs),
+                kernel.transpose(0, 1, 3, 2).reshape(-1, inputs),
+                kernel.transpose(0, 2, 1, 3).reshape(height * inputs, width * outputs),
+                kernel.transpose(0, 3, 1, 2).reshape(height * outputs, width * inputs),
+            ]
+        ]
+
+    @classmethod
+    def fit(cls, kernel, rank):
+        a, b, c, d = (f.astype(kernel.dtype) for f in nonlinear_least_squares(kernel, *rank))
+        return cls((c[None, None], a[:, None, :, None], b[None, :, :, None], d.T[None, None]))
+
+    def columns(self):
+        """The factor matrices `A, B, C, D`, one column a term."""
+        c, a, b, d = self.arrays
+        return a[:, 0, :, 0], b[0, :, :, 0], c[0, 0], d[0, 0].T
+
+    def reconstruct(self):
+        return np.einsum("ir,jr,sr,tr->ijst", *self.columns(), optimize=True)
+
+
+def nonlinear_least_squares(kernel, rank):
+    """Fits the four factor matrices together, by damped Gauss-Newton (Levenberg-Marquardt).
+
+    Several starts take a few steps each, the best third goes on, and so forth. The normal equations
+    are never formed: the Gram structure of the Khatri-Rao products gives their product with a
+    vector, conjugate gradients preconditioned by the blocks of the diagonal do the rest.
+
+    Args:
+        kernel: Array `(height, width, inputs, outputs)`.
+        rank: Number of terms.
+
+    Returns:
+        List of four arrays of shape `(size, rank)`, columns of equal norm in each term.
+    """
+    norm = float(np.linalg.norm(kernel))
+    if norm == 0:
+        return [np.zeros((size, rank)) for size in kernel.shape]
+    unit = np.asarray(kernel, "float64") / norm
+    states, steps = [_State(unit, factors) for factors in _starts(unit, rank)], _TRIAL_STEPS
+    while len(states) > 1:
+        for state in states:
+            state.descend(steps)
+        states.sort(key=lambda state: state.squared_error)
+        states, steps = states[: max(1, len(states) // 3)], 3 * steps
+    states[0].descend(_MAX_STEPS)
+    return [factor * norm**0.25 for factor in states[0].factors]
+
+
+def _starts(kernel, rank):
+    rng = np.random.default_rng(0)
+    sizes = kernel.shape
+    swapped = kernel.transpose(0, 1, 3, 2)
+    a, b, d, c = _split_start(swapped, rank, rng)
+    starts = [_split_start(kernel, rank, rng), [a, b, c, d]]
+    # Small problems have poor local minima and cheap steps; large ones neither.
+    cheap = kernel.size * rank < _CHEAP
+    for _ in range(20 if cheap else 2):
+        starts.append([rng.normal(size=(size, rank)) for size in sizes])
+    if cheap and rank > 1:
+        starts.append(_greedy_start(kernel, rank))
+    return starts
+
+
+def _greedy_start(kernel, rank):
+    """One best rank-1 term after another, each from what the others left."""
+    rest, terms = kernel, []
+    for _ in range(rank):
+        terms.append(nonlinear_least_squares(rest, 1))
+        rest = rest - np.einsum("ir,jr,sr,tr->ijst", *terms[-1], optimize=True)
+    return [np.concatenate(columns, axis=1) for columns in zip(*terms, strict=True)]
+
+
+def _split_start(kernel, rank, rng):
+    """Singular vectors of the spatial unfolding, each cut to its nearest rank-1 matrix."""
+    height, width, inputs, outputs = kernel.shape
+    matrix = kernel.transpose(0, 2, 1, 3).reshape(height * inputs, width * outputs)
+    count = min(rank, *matrix.shape)
+    left, right = truncated_svd(matrix, count)
+    a, c = _rank_one(left.T.reshape(count, height, inputs))
+    b, d = _rank_one(right.reshape(count, width, outputs))
+    factors = []
+    for found in (a, b, c, d):
+        # Terms beyond the singular vectors, and modes with nothing in them, start small at random.
+        spread = 0.1 * np.sqrt(np.mean(found**2)) or 1.0
+        factor = spread * rng.normal(size=(found.shape[1], rank))
+        factor[:, :count] += found.T
+        factors.append(factor)
+    return factors
+
+
+def _rank_one(matrices):
+    u, s, v = np.linalg.svd(matrices, full_matrices=False)
+    root = np.sqrt(s[:, :1])
+    return u[:, :, 0] * root, v[:, 0] * root
+
+
+class _State:
+    """Factors, their error and gradient, and the damping of the next step."""
+
+    def __init__(self, kernel, factors):
+        self.kernel = kernel
+        ends = np.cumsum(kernel.shape)
+        self.slices = [slice(e - n, e) for e, n in zip(ends, kernel.shape, strict=True)]
+        factors = _equal_norms(factors)
+        # The best common scale: a start of the wrong size wastes steps.
+        products = _mttkrp(kernel, factors)
+        model = _hadamard([f.T @ f for f in factors]).sum()
+        scale = max(np.vdot(products[0], factors[0]) / model, 1e-6) if model > 0 else 1.0
+        self._move([f * scale**0.25 for f in factors])
+        self.damping = 1e-2 * max(np.trace(g) for g in self.hessians) / factors[0].shape[1]
+        self.growth = 2.0
+
+    def _move(self, factors):
+        self.factors = factors
+        self.products = _mttkrp(self.kernel, factors)
+        self.grams = [f.T @ f for f in factors]
+        self.hessians = [_hadamard(self.grams, (n,)) for n in range(4)]
+        fitted = np.vdot(self.products[3], factors[3])
+        self.squared_error = max(1.0 - 2.0 * fitted + _hadamard(self.grams).sum(), 0.0)
+
+    def descend(self, steps):
+        """Takes up to `steps` steps, fewer once they are not worth it."""
+        stalled = 0
+        for _ in range(steps):
+            before = self.squared_error
+            if before < _EXACT:
+                return
+            accepted = self._step()
+            small = before - self.squared_error <= _TOLERANCE * before
+            stalled = stalled + 1 if small and accepted else 0
+            if stalled == 3 or self.growth > 1e6:
+                return
+
+    def _step(self):
+        gradient = np.concatenate(
+            [f @ h - p for f, h, p in zip(self.factors, self.hessians, self.products, strict=True)]
+        )
+        step = self._solve(-gradient)
+        # What the linearised model promises, half of it the damping's share.
+        promised = np.vdot(step, self.damping * step - gradient)
+        saved = dict(vars(self))
+        self._move([f + step[s] for f, s in zip(self.factors, self.slices, strict=True)])
+        ratio = (saved["squared_error"] - self.squared_error) / promised if promised > 0 else -1.0
+        if not ratio > 0:
+            vars(self).update(saved)
+            self.damping *= self.growth
+            self.growth *= 2.0
+            return False
+        # Scale is free to move between the columns of a term; even columns condition best.
+        self._move(_equal_norms(self.factors))
+        self.damping *= max(1.0 / 3.0, 1.0 - (2.0 * ratio - 1.0) ** 3)
+        self.growth = 2.0
+        return True
+
+    def _solve(self, target):
+        """Preconditioned conjugate gradients on `(J^T J + damping) step = target`."""
+        identity = np.eye(target.shape[1])
+        inverses = [np.linalg.inv(h + self.damping * identity) for h in self.hessians]
+        pairs = {
+            (n, m): _hadamard(self.grams, (n, m)) for n in range(4) for m in range(4) if n != m
+        }
+        step = np.zeros_like(target)
+        residual = target.copy()
+        direction = ready = self._blocks(residual, inverses)
+        size = np.vdot(residual, ready)
+        goal = _CG_TOLERANCE**2 * size
+        for _ in range(_CG_STEPS):
+            image = self._normal_product(direction, pairs)
+            length = size / np.vdot(direction, image)
+            step += length * direction
+            residual -= length * image
+            ready = self._blocks(residual, inverses)
+            before, size = size, np.vdot(residual, ready)
+            if size <= goal:
+                break
+            direction = ready + (size / before) * direction
+        return step
+
+    def _blocks(self, stacked, matrices):
+        return np.concatenate([stacked[s] @ m for s, m in zip(self.slices, matrices, strict=True)])
+
+    def _normal_product(self, stacked, pairs):
+        crossed = [stacked[s].T @ f for s, f in zip(self.slices, self.factors, strict=True)]
+        image = self._blocks(stacked, self.hessians) + self.damping * stacked
+        for n, factor in enumerate(self.factors):
+            mixed = sum(pairs[n, m] * crossed[m] for m in range(4) if m != n)
+            image[self.slices[n]] += factor @ mixed
+        return image
+
+
+def _hadamard(grams, without=()):
+    product = 1.0
+    for n, one in enumerate(grams):
+        if n not in without:
+            product = product * one
+    return product
+
+
+def _mttkrp(kernel, factors):
+    """For each mode the unfolded kernel times the Khatri-Rao product of the other factors.
+
+    Two matrix products with the large modes serve all four.
+    """
+    a, b, c, d = factors
+    height, width, inputs, outputs = kernel.shape
+    flat = kernel.reshape(-1, outputs)
+    over_outputs = (flat @ d).reshape(height, width, inputs, -1)
+    over_width = np.einsum("ijsr,jr->isr", over_outputs, b)
+    over_height = np.einsum("ijsr,ir->jsr", over_outputs, a)
+    others = (a[:, None, None] * b[None, :, None] * c).reshape(flat.shape[0], -1)
+    return [
+        np.einsum("isr,sr->ir", over_width, c),
+        np.einsum("jsr,sr->jr", over_height, c),
+        np.einsum("isr,ir->sr", over_width, a),
+        flat.T @ others,
+    ]
+
+
+def _equal_norms(factors):
+    norms = np.array([np.linalg.norm(f, axis=0) for f in factors])
+    target = np.prod(norms, axis=0) ** 0.25
+    scales = target / np.where(norms > 0, norms, 1.0)
+    return [f * scale for f, scale in zip(factors, scales, strict=True)]

@@ -1,0 +1,59 @@
+"""`decompose`: a trained kernel into factors of a named form."""
+
+import numpy as np
+
+from keras_compress import validation
+from keras_compress.decomposition.cp import CPFactors
+from keras_compress.decomposition.spatial import SpatialFactors
+from keras_compress.decomposition.svd import SVDFactors
+from keras_compress.decomposition.tucker import TuckerFactors
+
+#: Every form by its name.
+FORMS = {cls.form: cls for cls in (SVDFactors, SpatialFactors, TuckerFactors, CPFactors)}
+
+
+def decompose(kernel, form, rank, owner=None):
+    """Fits the factors of a form to a trained kernel.
+
+    Args:
+        kernel: Array `(height, width, c_in, c_out)` of a convolution, or `(n_in, n_out)` of a
+            dense layer (`"svd"` only).
+        form: `"svd"`, `"spatial"`, `"tucker"` or `"cp"`.
+        rank: Number of terms: an integer, as many integers as the form has ranks (`"tucker"` has
+            two), a float in (0, 1] (share of the squared singular values kept in each unfolding),
+            `"evbmf"`, or a `RankPolicy`.
+        owner: Whom an error speaks of.
+
+    Returns:
+        `Factors` of that form.
+
+    Raises:
+        ValueError: if the form is unknown or cannot hold such a kernel, the kernel is not finite,
+            or the rank is out of range.
+
+    Example:
+
+    >>> import numpy as np
+    >>> kernel = np.random.default_rng(0).normal(size=(3, 3, 8, 16))
+    >>> factors = decompose(kernel, "tucker", rank=(4, 8))
+    >>> factors.params()
+    448
+    >>> 0 < factors.error(kernel) < 1
+    True
+    """
+    cls = FORMS[validation.one_of("form", form, FORMS, owner)]
+    kernel = np.asarray(kernel)
+    if kernel.dtype not in (np.float32, np.float64):
+        kernel = kernel.astype("float32")
+    if kernel.ndim not in cls.kernel_ndims:
+        axes = " or ".join(map(str, cls.kernel_ndims))
+        raise ValueError(
+            f"{validation.prefix(owner)}form={form!r} takes a kernel with {axes} axes; got "
+            f"kernel.shape={kernel.shape}. For the kernel of a dense layer use form='svd'."
+        )
+    if 0 in kernel.shape or not np.isfinite(kernel).all():
+        raise ValueError(
+            f"{validation.prefix(owner)}`kernel` must have entries, all of them finite; got "
+            f"kernel.shape={kernel.shape}. Look for NaN or infinity in the trained weights."
+        )
+    return cls.fit(kernel, cls.resolve_rank(rank, kernel, owner))

@@ -1,0 +1,198 @@
+"""FactorizedConv2D: a convolution run as a chain of smaller ones."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_compress import validation
+from keras_compress.decomposition.decompose import FORMS, decompose
+from keras_compress.decomposition.ranks import resolve_rank
+from keras_compress.layers.base import initializer_stddev
+from keras_compress.layers.compressed_conv2d import CompressedConv2D
+
+_FORMS = tuple(name for name, cls in FORMS.items() if cls.stages)
+
+
+@keras.saving.register_keras_serializable(package="keras_compress")
+class FactorizedConv2D(CompressedConv2D):
+    """2-D convolution whose kernel is stored in factors and run as a chain of convolutions.
+
+    With a `d x d` kernel from `S` to `T` channels, and nothing but the product between the steps:
+
+    | `form` | runs as | stored values |
+    |---|---|---|
+    | `"svd"` | d x d to R, 1x1 to T | `R (d^2 S + T)` |
+    | `"spatial"` | d x 1 to R, 1 x d to T | `R d (S + T)` |
+    | `"tucker"` | 1x1 to R1, d x d to R2, 1x1 to T | `S R1 + d^2 R1 R2 + R2 T` |
+    | `"cp"` | 1x1 to R, depthwise d x 1, depthwise 1 x d, 1x1 to T | `R (S + 2d + T)` |
+
+    Multiply-accumulates fall by about the same ratio; in the .tflite the steps are CONV_2D and
+    DEPTHWISE_CONV_2D, so the saving becomes latency. `"tucker"` and `"spatial"` are the safe
+    choices; `"cp"` is the smallest, the hardest to fine-tune (use a small learning rate).
+
+    Args:
+        filters: Number of output channels.
+        kernel_size: Integer or pair.
+        strides: Integer or pair; each axis is strided where its kernel runs.
+        padding: `"valid"` or `"same"`.
+        data_format: `"channels_last"`, `"channels_first"` or `None` (Keras's setting).
+        dilation_rate: Integer or pair.
+        groups: Must be 1.
+        activation: Activation function, after the last step only.
+        use_bias: Whether a bias is added, after the last step only.
+        form: `"svd"`, `"spatial"`, `"tucker"` or `"cp"`.
+        rank: Number of channels between the steps: an integer, or for `"tucker"` also a pair. An
+            integer for `"tucker"` goes to both, or as much of it as each can use. `from_layer` also
+            takes a float in (0, 1] (share of the squared singular values to keep in each
+            unfolding), `"evbmf"` (singular values above the noise; its default) or a
+            `kc.decomposition.RankPolicy`.
+        kernel_initializer: Spread of the kernel that the n factors stand for: each is normal with
+            standard deviation `(sigma^2 / prod rank)^(1 / 2n)`.
+        **kwargs: The other arguments of `keras.layers.Conv2D`; regularizer and constraint of the
+            kernel act on each factor.
+
+    Input shape:
+        `(batch, height, width, channels)`, or channels first.
+
+    Output shape:
+        `(batch, new_height, new_width, filters)`, or channels first.
+
+    Raises:
+        ValueError: if a rank is larger than the kernel allows, depends on a kernel that a layer
+            built from scratch does not have, or `groups` is not 1.
+
+    Reference:
+        Jaderberg, Vedaldi, Zisserman, "Speeding up Convolutional Neural Networks with Low Rank
+        Expansions", 2014 (spatial, scheme 2).
+        Lebedev et al., "Speeding-up Convolutional Neural Networks Using Fine-tuned
+        CP-Decomposition", 2014.
+        Tai, Xiao, Wang, E, "Convolutional Neural Networks with Low-rank Regularization", 2015
+        (spatial, closed form).
+        Kim et al., "Compression of Deep Convolutional Neural Networks for Fast and Low Power
+        Mobile Applications", 2015 (Tucker-2 with EVBMF).
+
+    Example:
+
+    >>> layer = FactorizedConv2D(256, 3, padding="same", form="tucker", rank=64, use_bias=False)
+    >>> layer.build((None, 14, 14, 256))
+    >>> layer.count_params(), layer.expand().count_params()
+    (69632, 589824)
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=(1, 1),
+        padding="valid",
+        data_format=None,
+        dilation_rate=(1, 1),
+        groups=1,
+        activation=None,
+        use_bias=True,
+        *,
+        form="tucker",
+        rank,
+        **kwargs,
+    ):
+        super().__init__(
+            filters,
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            **kwargs,
+        )
+        _refuse_groups(self.groups, self)
+        self.form = validation.one_of("form", form, _FORMS, self)
+        self._resolve(rank, math.inf)
+        self.rank = rank
+
+    def _resolve(self, rank, input_channels):
+        limits = FORMS[self.form].limits(self._kernel_shape(input_channels))
+        return resolve_rank(rank, limits, owner=self)
+
+    def _kernel_shape(self, input_channels):
+        return (*self.kernel_size, input_channels, self.filters)
+
+    def build_kernel(self, input_channels):
+        ranks = self._resolve(self.rank, input_channels)
+        self.rank = _plain(ranks)
+        shape = self._kernel_shape(input_channels)
+        area = math.prod(self.kernel_size)
+        sigma = initializer_stddev(
+            self.kernel_initializer, area * input_channels, area * self.filters
+        )
+        shapes = FORMS[self.form].shapes(shape, ranks)
+        stddev = (sigma**2 / math.prod(ranks)) ** (1 / (2 * len(shapes)))
+        self.factors = [
+            self.add_kernel_weight(f"factor_{k}", size, self.normal_initializer(stddev, k))
+            for k, size in enumerate(shapes)
+        ]
+
+    def apply_kernel(self, inputs):
+        outputs = inputs
+        for stage, factor in zip(FORMS[self.form].stages, self.factors, strict=True):
+            convolve = ops.depthwise_conv if stage.kind == "depthwise" else ops.conv
+            outputs = convolve(
+                outputs,
+                factor,
+                strides=_along(self.strides, stage),
+                padding=self.padding,
+                data_format=self.data_format,
+                dilation_rate=_along(self.dilation_rate, stage),
+            )
+        return outputs
+
+    def reconstruct_kernel(self):
+        return FORMS[self.form](ops.convert_to_numpy(f) for f in self.factors).reconstruct()
+
+    def kernel_macs(self, input_size, output_size):
+        size, macs = list(input_size), 0
+        for stage, factor in zip(FORMS[self.form].stages, self.factors, strict=True):
+            for axis in stage.axes:
+                size[axis] = output_size[axis]
+            macs += math.prod(size) * math.prod(factor.shape)
+        return macs
+
+    @classmethod
+    def from_layer(cls, layer, **options):
+        _refuse_groups(getattr(layer, "groups", 1), cls.__name__)
+        return super().from_layer(layer, **options)
+
+    @classmethod
+    def fit_kernel(cls, kernel, *, form="tucker", rank="evbmf"):
+        """Fits the factors: see `kc.decomposition.decompose`.
+
+        Args:
+            kernel: Array `(height, width, channels, filters)`.
+            form: As for the layer.
+            rank: As for `from_layer`.
+        """
+        validation.one_of("form", form, _FORMS, cls.__name__)
+        factors = decompose(kernel, form, rank, cls.__name__)
+        return {"form": form, "rank": _plain(factors.rank)}, factors.arrays
+
+    def get_config(self):
+        return {**super().get_config(), "form": self.form, "rank": self.rank}
+
+
+def _along(values, stage):
+    return tuple(value if axis in stage.axes else 1 for axis, value in enumerate(values))
+
+
+def _plain(ranks):
+    return ranks[0] if len(ranks) == 1 else ranks
+
+
+def _refuse_groups(groups, owner):
+    if groups != 1:
+        raise ValueError(
+            f"{validation.prefix(owner)}`groups` must be 1; got groups={groups}. A grouped "
+            "convolution is small already: leave it as it is, or split it into one layer a group."
+        )
