@@ -1,13 +1,24 @@
 """Drop-in compressed layers: `kc.layers`."""
 
 from keras_compress.layers.base import CompressedLayer
+from keras_compress.layers.binary_conv2d import BinaryConv2D
+from keras_compress.layers.binary_dense import BinaryDense
 from keras_compress.layers.compressed_conv2d import CompressedConv2D
 from keras_compress.layers.compressed_dense import CompressedDense
+from keras_compress.layers.factorized_conv2d import FactorizedConv2D
+from keras_compress.layers.factorized_dense import FactorizedDense
 from keras_compress.layers.tt_dense import TTDense
 
+FactorizedConv = FactorizedConv2D
+
 __all__ = [
+    "BinaryConv2D",
+    "BinaryDense",
     "CompressedConv2D",
     "CompressedDense",
     "CompressedLayer",
+    "FactorizedConv",
+    "FactorizedConv2D",
+    "FactorizedDense",
     "TTDense",
 ]

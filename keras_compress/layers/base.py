@@ -194,7 +194,10 @@ class CompressedLayer(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs):
-        outputs = self.apply_kernel(inputs)
+        return self.add_bias_and_activate(self.apply_kernel(inputs))
+
+    def add_bias_and_activate(self, outputs):
+        """What follows the kernel in every layer."""
         if self.bias is not None:
             outputs = ops.add(outputs, self._shaped_bias())
         if self.activation is not None:

@@ -1,0 +1,54 @@
+"""Quantizers by name, configuration or object, as Keras's `get` functions take them."""
+
+import inspect
+
+import keras
+
+from keras_compress import validation
+from keras_compress.quantizers.quantizer import Quantizer
+from keras_compress.quantizers.sign import Sign
+
+_BY_NAME = {"sign": Sign}
+_BY_NAME |= {cls.__name__: cls for cls in _BY_NAME.values()}
+
+
+def get(identifier):
+    """Returns the quantizer that `identifier` stands for.
+
+    Args:
+        identifier: `None` (gives `None`), a `Quantizer`, a subclass of it, the configuration made
+            by `serialize`, a name (`"sign"` or `"Sign"`), or the name that a subclass of
+            `Quantizer` was registered by (`keras.saving.register_keras_serializable`).
+
+    Raises:
+        ValueError: if it is none of these.
+
+    Example:
+
+    >>> get("sign").bits
+    1
+    """
+    found = identifier
+    if isinstance(identifier, dict):
+        found = deserialize(identifier)
+    elif isinstance(identifier, str):
+        found = _BY_NAME.get(identifier) or keras.saving.get_registered_object(identifier)
+    if inspect.isclass(found) and issubclass(found, Quantizer):
+        found = found()
+    if identifier is None or isinstance(found, Quantizer):
+        return found
+    raise ValueError(
+        f"A quantizer must be a kc.quantizers.Quantizer, its configuration, None or one of "
+        f"{', '.join(map(repr, _BY_NAME))}; got {identifier!r}."
+        f"{validation.did_you_mean(identifier, _BY_NAME)}"
+    )
+
+
+def serialize(quantizer):
+    """Returns the configuration of a quantizer; `None` stays `None`."""
+    return keras.saving.serialize_keras_object(quantizer)
+
+
+def deserialize(config, custom_objects=None):
+    """Returns the quantizer of a configuration made by `serialize`."""
+    return keras.saving.deserialize_keras_object(config, custom_objects=custom_objects)
