@@ -1,1 +1,6 @@
+"""Callbacks: everything that acts during `fit`."""
 
+from keras_compress.callbacks.magnitude_pruning import MagnitudePruning
+from keras_compress.callbacks.proximal_group_lasso import ProximalGroupLasso
+
+__all__ = ["MagnitudePruning", "ProximalGroupLasso"]

@@ -1,0 +1,153 @@
+"""Which weights of a model can be pruned, and where their constraint lives."""
+
+import dataclasses
+
+import keras
+
+from keras_compress import matching
+from keras_compress.pruning.pruning_mask import PruningMask
+
+# Attribute of a layer that holds the weight, attribute that holds its constraint.
+_KERNELS = (
+    ("kernel", "depthwise_constraint"),
+    ("kernel", "kernel_constraint"),
+    ("depthwise_kernel", "depthwise_constraint"),
+    ("pointwise_kernel", "pointwise_constraint"),
+    ("recurrent_kernel", "recurrent_constraint"),
+    ("embeddings", "embeddings_constraint"),
+)
+_TRANSPOSED = (
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+)
+
+
+@dataclasses.dataclass(eq=False)
+class PrunableKernel:
+    """One weight that a mask can be put on.
+
+    Args:
+        layer: The layer that owns the weight.
+        chain: The layers that contain it, outermost first, `layer` last; the model is not in it.
+        variable: The weight.
+        attribute: Name of the weight in its layer.
+        constraint_attribute: Name of the weight's constraint in its layer.
+    """
+
+    layer: keras.layers.Layer
+    chain: tuple
+    variable: keras.Variable
+    attribute: str
+    constraint_attribute: str
+
+    @property
+    def name(self):
+        """`layer name/weight`, with the outer layers' names before it."""
+        return "/".join([layer.name for layer in self.chain] + [self.attribute])
+
+    @property
+    def output_axes(self):
+        """Axes of the weight that count outputs."""
+        layer, rank = self.layer, len(self.variable.shape)
+        if isinstance(layer, _TRANSPOSED):
+            return (-2,)
+        if self.constraint_attribute == "depthwise_constraint":
+            return (-2, -1)
+        if isinstance(layer, keras.layers.EinsumDense):
+            inputs, rest = layer.equation.split(",")
+            weight = rest.split("->")[0]
+            axes = tuple(i for i, letter in enumerate(weight) if letter not in inputs)
+            return axes or (rank - 1,)
+        return (-1,)
+
+    def matches(self, key):
+        """Whether a key (see `kc.matching`) chooses the layer or one that contains it."""
+        return any(matching.matches(key, layer) for layer in self.chain)
+
+    def install_mask(self):
+        """Puts a `PruningMask` on the weight, or finds the one that is there.
+
+        Returns:
+            `(mask, new)`.
+        """
+        layer, variable = self.layer, self.variable
+        mask = getattr(layer, self.constraint_attribute)
+        new = not isinstance(mask, PruningMask)
+        if new:
+            mask = PruningMask(variable.shape, constraint=mask)
+            # Keras locks a built layer against new state; its own enable_lora() unlocks it so.
+            layer._tracker.unlock()
+            setattr(layer, self.constraint_attribute, mask)
+            layer._tracker.lock()
+        step = variable.constraint
+        if hasattr(step, "after"):
+            # The proximal step of another callback: the mask has the last word.
+            step.after = mask
+        else:
+            variable.constraint = mask
+        return mask, new
+
+
+def prunable_kernels(model):
+    """Returns the `PrunableKernel`s of a built model, shared weights once, in layer order."""
+    kernels, seen = [], set()
+
+    def walk(layer, chain):
+        for attribute, constraint in _KERNELS:
+            variable = getattr(layer, attribute, None)
+            fits = isinstance(variable, keras.Variable) and hasattr(layer, constraint)
+            if chain and fits and id(variable) not in seen:
+                seen.add(id(variable))
+                kernels.append(PrunableKernel(layer, chain, variable, attribute, constraint))
+        for child in _children(layer):
+            walk(child, (*chain, child))
+
+    walk(model, ())
+    return kernels
+
+
+def all_layers(model):
+    """Every layer in a model, however deep, each once."""
+    found = {}
+
+    def walk(layer):
+        for child in _children(layer):
+            if id(child) not in found:
+                found[id(child)] = child
+                walk(child)
+
+    walk(model)
+    return list(found.values())
+
+
+def unbuilt_layers(model):
+    """Layers that will have a kernel once they are called, and have none yet."""
+    return [
+        layer
+        for layer in all_layers(model)
+        if not layer.built and any(hasattr(layer, constraint) for _, constraint in _KERNELS)
+    ]
+
+
+def _children(layer):
+    children = layer._flatten_layers(include_self=False, recursive=False)
+    return [child for child in children if not isinstance(child, PruningMask)]
+
+
+def output_layers(model):
+    """Layers with weights that give a graph model's outputs, past activations and the like."""
+    found = []
+
+    def walk(tensors):
+        for tensor in tensors:
+            operation, node, _ = tensor._keras_history
+            if isinstance(operation, keras.Model) and hasattr(operation, "outputs"):
+                walk(operation.outputs)
+            elif getattr(operation, "weights", None):
+                found.append(operation)
+            else:
+                walk(operation._inbound_nodes[node].input_tensors)
+
+    walk(getattr(model, "outputs", None) or ())
+    return found
