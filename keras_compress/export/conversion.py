@@ -9,7 +9,7 @@ from keras_compress.export.structure import input_names, input_structure, output
 from keras_compress.matching import leaf_layers
 
 
-def convert_to_bytes(model, quantize, samples, batch_size):
+def convert_to_bytes(model, quantize, samples, batch_size, named_after=None):
     """Converts a built model to the bytes of a .tflite.
 
     Args:
@@ -17,13 +17,15 @@ def convert_to_bytes(model, quantize, samples, batch_size):
         quantize: One of `tflite.QUANTIZE`.
         samples: List of arrays for the inputs, or `None`.
         batch_size: Integer or `None`.
+        named_after: Model whose inputs and outputs name those of the file, if `model` is a copy of
+            it: Keras names the inputs of a copy otherwise.
 
     Raises:
         ValueError: if an operation has no builtin form.
     """
     import tensorflow as tf
 
-    function, names = _concrete_function(model, batch_size)
+    function, names = _concrete_function(model, batch_size, named_after or model)
     # The converter freezes only the variables that it finds tracked; Keras's own are not.
     holder = tf.Module()
     holder.variables_of_model = [variable.value for variable in model.variables]
@@ -50,16 +52,16 @@ def convert_to_bytes(model, quantize, samples, batch_size):
         raise ValueError(refusal) from error
 
 
-def _concrete_function(model, batch_size):
+def _concrete_function(model, batch_size, named_after):
     """Traces `model` for inference; inputs and outputs keep their names in the signature."""
     import tensorflow as tf
 
-    names = input_names(model)
+    names = input_names(named_after)
     specs = {
         name: tf.TensorSpec((batch_size, *tensor.shape[1:]), tensor.dtype, name=name)
         for name, tensor in zip(names, model.inputs, strict=True)
     }
-    labels = output_names(model)
+    labels = output_names(named_after)
 
     def serve(**inputs):
         flat = [inputs[name] for name in names]

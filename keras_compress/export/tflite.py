@@ -72,7 +72,7 @@ def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
             'which the ranges of the activations are read. Without data, quantize="dynamic" keeps '
             "the activations in float."
         )
-    content = convert_to_bytes(inference_form(model), quantize, samples, batch_size)
+    content = convert_to_bytes(inference_form(model), quantize, samples, batch_size, model)
     lite = LiteModel(content, path=path, model=model, quantize=quantize)
     if samples is not None:
         lite.compare_with_keras(samples)
