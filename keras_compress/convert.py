@@ -84,7 +84,8 @@ def rebuild(model, replacements, configure=None):
     new_model = keras.models.clone_model(model, clone_function=clone, recursive=True)
     for old, new in copies:
         for source, target in zip(old.variables, new.variables, strict=True):
-            target.assign(source)
+            # By value: JAX would let both models share, and a training step free, one buffer.
+            target.assign(keras.ops.convert_to_numpy(source))
     return new_model
 
 

@@ -132,6 +132,9 @@ class MagnitudePruning(keras.callbacks.Callback):
 
     def _choose(self, model):
         """`(kernel, schedule)` for each weight that will be pruned."""
+        if isinstance(model, keras.distillation.Distiller):
+            # The teacher stays as it is, and the adapters are not kept.
+            model = model.student
         kernels = prunable_kernels(model)
         for key in (*self.rules, *(self.layers or ())):
             matching.resolve([key], all_layers(model))
@@ -307,8 +310,8 @@ class _Target:
 
     def apply_mask(self):
         variable = self.kernel.variable
-        kernel = keras.ops.convert_to_numpy(variable)
-        variable.assign(np.where(self.read_mask(), kernel, np.zeros((), kernel.dtype)))
+        mask, kernel = map(keras.ops.convert_to_tensor, (self.mask.mask, variable))
+        variable.assign(keras.ops.where(mask, kernel, 0))
 
 
 class _Course:

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from keras_compress import matching
+from keras_compress import matching, validation
 from keras_compress.pruning.prunable import all_layers
 from keras_compress.regularizers import GroupLasso
 
@@ -18,12 +18,19 @@ class ProximalGroupLasso(keras.callbacks.Callback):
     loss is then the loss without the penalty. After `fit` the model is as before, but for its
     weights.
 
+    Adaptive optimizers (Adam and its kin) divide even the smallest gradient by its own size, which
+    lifts vanished groups a little at every step: what is still below `threshold` when training ends
+    is set to zero.
+
     Args:
         layers: Keys (layer name, glob, class or predicate) of the layers that it acts on; by
             default, on every weight with a `GroupLasso`.
+        threshold: Groups whose root mean square is at most this share of the largest group's in
+            the same weight become zero when training ends; in [0, 1), 0 for none.
 
     Raises:
-        ValueError: at the start of `fit`, if no weight has a `GroupLasso`.
+        ValueError: if `threshold` is out of range; at the start of `fit`, if no weight has a
+            `GroupLasso`.
 
     Reference:
         N. Parikh, S. Boyd, "Proximal Algorithms", 2014. W. Wen et al., "Learning Structured
@@ -49,8 +56,9 @@ class ProximalGroupLasso(keras.callbacks.Callback):
     [True, True, False, False, False, False, False, False]
     """
 
-    def __init__(self, layers=None):
+    def __init__(self, layers=None, threshold=0.02):
         super().__init__()
+        self.threshold = validation.number("threshold", threshold, 0, 1, high_open=True, owner=self)
         if isinstance(layers, (str, type)) or callable(layers):
             layers = (layers,)
         self.layers = None if layers is None else tuple(layers)
@@ -89,6 +97,8 @@ class ProximalGroupLasso(keras.callbacks.Callback):
         for variable in self._variables:
             step = variable.constraint
             variable.regularizer, variable.constraint = step.penalty, step.after
+            if self.threshold:
+                variable.assign(step.penalty.without_small_groups(variable, self.threshold))
         self._variables = []
         self.model.train_function = None
 

@@ -98,7 +98,8 @@ def rank_policy(rank, owner=None):
         if not 0 < rank <= 1:
             raise ValueError(
                 f"{validation.prefix(owner)}a float `rank` is the share of the squared singular "
-                f"values to keep, in (0, 1]; got rank={rank!r}. Give a number of terms as an integer."
+                f"values to keep, in (0, 1]; got rank={rank!r}. Give a number of terms as an "
+                "integer."
             )
         return Energy(rank)
     return None

@@ -249,7 +249,7 @@ class CompressedLayer(keras.layers.Layer):
         for weight, value in zip(new.kernel_weights, values, strict=True):
             weight.assign(value)
         if new.bias is not None and layer.bias is not None:
-            new.bias.assign(layer.bias)
+            new.bias.assign(ops.convert_to_numpy(layer.bias))
         return new
 
     def expand(self):
@@ -265,7 +265,7 @@ class CompressedLayer(keras.layers.Layer):
         layer.build(self._build_shape())
         layer.kernel.assign(self.reconstruct_kernel())
         if self.bias is not None:
-            layer.bias.assign(self.bias)
+            layer.bias.assign(ops.convert_to_numpy(self.bias))
         return layer
 
     def storage_bits(self):

@@ -98,7 +98,7 @@ class BinaryKernel:
         form.build(self._build_shape())
         form.kernel.assign(self.reconstruct_kernel())
         if form.bias is not None:
-            form.bias.assign(self.bias)
+            form.bias.assign(ops.convert_to_numpy(self.bias))
         form.kernel_quantizer = None
         if self.input_quantizer is not None:
             form.input_quantizer = self.input_quantizer.quantize

@@ -91,7 +91,12 @@ def keep_largest(scores, drop):
     flat = np.ravel(scores)
     keep = np.ones(flat.size, bool)
     if drop > 0:
-        threshold = np.partition(flat, drop - 1)[drop - 1]
+        # Weights that are pruned already tie for the smallest score, and partition is slow on ties.
+        threshold = flat.min()
+        above = flat[flat > threshold]
+        left = drop - (flat.size - above.size)
+        if left > 0:
+            threshold = np.partition(above, left - 1)[left - 1]
         keep[flat < threshold] = False
         ties = np.flatnonzero(flat == threshold)
         keep[ties[: drop - (flat.size - int(keep.sum()))]] = False

@@ -54,7 +54,7 @@ def strip(model):
     }
     kept = [variable for variable in _state(model) if id(variable) not in masks]
     for source, target in zip(kept, _state(new), strict=True):
-        target.assign(source)
+        target.assign(keras.ops.convert_to_numpy(source))
     return new
 
 

@@ -98,6 +98,32 @@ class GroupLasso(keras.regularizers.Regularizer):
         Returns:
             Tensor of the same shape and dtype.
         """
+
+        def factor(norms, scale, strength):
+            threshold = ops.cast(step, norms.dtype) * (strength * scale)
+            return 1.0 - threshold / ops.maximum(norms, 1e-30)
+
+        return self._scale_groups(weight, factor)
+
+    def without_small_groups(self, weight, share):
+        """Sets groups to zero whose root mean square is at most `share` of the largest one's.
+
+        Args:
+            weight: Tensor.
+            share: Number in [0, 1).
+
+        Returns:
+            Tensor of the same shape and dtype.
+        """
+
+        def factor(norms, scale, strength):
+            sizes = norms / scale
+            return ops.cast(ops.greater(sizes, share * ops.max(sizes)), norms.dtype)
+
+        return self._scale_groups(weight, factor)
+
+    def _scale_groups(self, weight, factor):
+        """Multiplies each group by `factor(norms, sqrt of sizes, strength)`, or makes it zero."""
         dtype = keras.backend.standardize_dtype(weight.dtype)
         order = sorted(zip(self.groups, self.strength, strict=True), key=_size_order)
         for name, strength in order:
@@ -105,9 +131,8 @@ class GroupLasso(keras.regularizers.Regularizer):
             norms = ops.sqrt(ops.sum(ops.square(grouped), axes, keepdims=True))
             if np.ndim(scale):
                 scale = np.expand_dims(scale, axes)
-            threshold = ops.cast(step, grouped.dtype) * (strength * scale)
-            shrunk = grouped * (1.0 - threshold / ops.maximum(norms, 1e-30))
-            weight = restore(ops.where(ops.greater(norms, threshold), shrunk, 0.0))
+            factors = factor(norms, scale, strength)
+            weight = restore(ops.where(ops.greater(factors, 0.0), grouped * factors, 0.0))
         return ops.cast(weight, dtype)
 
     def _grouped(self, name, weight):

@@ -36,6 +36,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ssl_exact_zeros_after_a_fit(optimizer):
     """Wen et al. 2016: unused rows vanish, used ones stay."""
+    keras.utils.set_random_seed(0)
     model = make()
     model.compile(OPTIMIZERS[optimizer](), "mse")
     fit(model, [kc.callbacks.ProximalGroupLasso()])
@@ -60,7 +61,7 @@ def test_a_fit_is_proximal_gradient_descent(accumulation):
     model.compile(keras.optimizers.SGD(rate, gradient_accumulation_steps=accumulation), "mse")
     model.fit(
         X, Y, batch_size=64, epochs=2, shuffle=False, verbose=0,
-        callbacks=[kc.callbacks.ProximalGroupLasso()],
+        callbacks=[kc.callbacks.ProximalGroupLasso(threshold=0)],
     )  # fmt: skip
     every = 64 * (accumulation or 1)
     for start in [*range(0, 256, every)] * 2:
@@ -68,6 +69,19 @@ def test_a_fit_is_proximal_gradient_descent(accumulation):
         w = w - rate * 2 / y.size * x.T @ (x @ w - y)
         w *= np.maximum(0, 1 - rate * strength * np.sqrt(5) / np.linalg.norm(w, axis=1))[:, None]
     np.testing.assert_allclose(kernel(model), w, atol=1e-5)
+
+
+def test_groups_below_the_threshold_vanish_when_training_ends():
+    model = make(strength=0.0)
+    model.compile(keras.optimizers.SGD(0.0), "mse")
+    weight = np.ones((12, 5), "float32")
+    weight[3], weight[4] = 0.1, 0.2
+    model.layers[0].kernel.assign(weight)
+    fit(model, [kc.callbacks.ProximalGroupLasso(threshold=0.15)], epochs=1)
+    weight[3] = 0.0
+    np.testing.assert_array_equal(kernel(model), weight)
+    with pytest.raises(ValueError, match="threshold"):
+        kc.callbacks.ProximalGroupLasso(threshold=1.0)
 
 
 def test_model_is_as_before_when_fit_ends():
