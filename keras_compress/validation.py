@@ -43,6 +43,17 @@ def number(name, value, low=None, high=None, *, low_open=False, high_open=False,
     return float(value)
 
 
+def seed(value, owner=None):
+    """Returns a seed that weights are made again from as an `int` in [0, 2**32)."""
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or not 0 <= value < 2**32:
+        raise ValueError(
+            f"{prefix(owner)}`seed` must be an integer in [0, 2**32), since it is part of the "
+            f"model: weights are made again from it; got seed={value!r}."
+        )
+    return int(value)
+
+
 def one_of(name, value, allowed, owner=None):
     """Returns `value` if it is one of `allowed`, else a `ValueError` with the nearest."""
     allowed = tuple(allowed)

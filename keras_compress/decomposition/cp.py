@@ -4,16 +4,20 @@ import math
 
 import numpy as np
 
-from keras_compress.decomposition.factors import Factors, Stage, least
+from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import truncated_svd
 
 _MAX_STEPS = 100
 _TRIAL_STEPS = 8
+# Entries of the kernel times rank below which a fit costs little, and how many random starts then.
 _CHEAP = 200_000
+_RANDOM_STARTS = 10
 # Relative decrease of the squared error, in one step, at which more steps are not worth it.
 _TOLERANCE = 1e-6
 _EXACT = 1e-13
-_CG_STEPS = 60
+# Where the fit is large, many rough steps get further in the same time than few exact ones.
+_CG_STEPS = 8
+_CHEAP_CG_STEPS = 20
 _CG_TOLERANCE = 1e-2
 
 
@@ -49,20 +53,13 @@ class CPFactors(Factors):
     @classmethod
     def limits(cls, kernel_shape):
         others = (kernel_shape[:n] + kernel_shape[n + 1 :] for n in range(4))
-        return (least(*(math.prod(sizes) for sizes in others)),)
+        return (min(math.prod(sizes) for sizes in others),)
 
     @classmethod
     def unfoldings(cls, kernel):
         # The rank of every unfolding is a lower bound of the CP-rank.
-        height, width, inputs, outputs = kernel.shape
-        return [
-            [
-                kernel.reshape(-1, outputs),
-                kernel.transpose(0, 1, 3, 2).reshape(-1, inputs),
-                kernel.transpose(0, 2, 1, 3).reshape(height * inputs, width * outputs),
-                kernel.transpose(0, 3, 1, 2).reshape(height * outputs, width * inputs),
-            ]
-        ]
+        rows = [(n,) for n in range(4)] + [(0, n) for n in range(1, 4)]
+        return [[_unfold(kernel, axes) for axes in rows]]
 
     @classmethod
     def fit(cls, kernel, rank):
@@ -76,6 +73,12 @@ class CPFactors(Factors):
 
     def reconstruct(self):
         return np.einsum("ir,jr,sr,tr->ijst", *self.columns(), optimize=True)
+
+
+def _unfold(kernel, rows):
+    columns = [n for n in range(4) if n not in rows]
+    size = math.prod(kernel.shape[n] for n in rows)
+    return kernel.transpose(*rows, *columns).reshape(size, -1)
 
 
 def nonlinear_least_squares(kernel, rank):
@@ -92,11 +95,26 @@ def nonlinear_least_squares(kernel, rank):
     Returns:
         List of four arrays of shape `(size, rank)`, columns of equal norm in each term.
     """
-    norm = float(np.linalg.norm(kernel))
+    kernel = np.asarray(kernel, "float64")
+    rng, starts = np.random.default_rng(0), []
+    # Small problems have poor local minima and cheap steps; large ones neither.
+    if _is_cheap(kernel, rank):
+        for _ in range(_RANDOM_STARTS):
+            starts.append([rng.normal(size=(size, rank)) for size in kernel.shape])
+        starts.append(_greedy_start(kernel, rank, rng))
+    return _fit(kernel, rank, rng, starts)
+
+
+def _is_cheap(kernel, rank):
+    return kernel.size * rank < _CHEAP
+
+
+def _fit(kernel, rank, rng, starts=()):
+    norm = np.linalg.norm(kernel)
     if norm == 0:
         return [np.zeros((size, rank)) for size in kernel.shape]
-    unit = np.asarray(kernel, "float64") / norm
-    states, steps = [_State(unit, factors) for factors in _starts(unit, rank)], _TRIAL_STEPS
+    unit, steps = kernel / norm, _TRIAL_STEPS
+    states = [_State(unit, start) for start in (*_split_starts(unit, rank, rng), *starts)]
     while len(states) > 1:
         for state in states:
             state.descend(steps)
@@ -106,34 +124,25 @@ def nonlinear_least_squares(kernel, rank):
     return [factor * norm**0.25 for factor in states[0].factors]
 
 
-def _starts(kernel, rank):
-    rng = np.random.default_rng(0)
-    sizes = kernel.shape
-    swapped = kernel.transpose(0, 1, 3, 2)
-    a, b, d, c = _split_start(swapped, rank, rng)
-    starts = [_split_start(kernel, rank, rng), [a, b, c, d]]
-    # Small problems have poor local minima and cheap steps; large ones neither.
-    cheap = kernel.size * rank < _CHEAP
-    for _ in range(20 if cheap else 2):
-        starts.append([rng.normal(size=(size, rank)) for size in sizes])
-    if cheap and rank > 1:
-        starts.append(_greedy_start(kernel, rank))
-    return starts
-
-
-def _greedy_start(kernel, rank):
-    """One best rank-1 term after another, each from what the others left."""
+def _greedy_start(kernel, rank, rng):
+    """One rank-1 term after another, each fitted to what the others left."""
     rest, terms = kernel, []
     for _ in range(rank):
-        terms.append(nonlinear_least_squares(rest, 1))
+        terms.append(_fit(rest, 1, rng))
         rest = rest - np.einsum("ir,jr,sr,tr->ijst", *terms[-1], optimize=True)
     return [np.concatenate(columns, axis=1) for columns in zip(*terms, strict=True)]
+
+
+def _split_starts(kernel, rank, rng):
+    """The split of the kernel, and that of the kernel with its two channel axes swapped."""
+    a, b, d, c = _split_start(kernel.transpose(0, 1, 3, 2), rank, rng)
+    return [_split_start(kernel, rank, rng), [a, b, c, d]]
 
 
 def _split_start(kernel, rank, rng):
     """Singular vectors of the spatial unfolding, each cut to its nearest rank-1 matrix."""
     height, width, inputs, outputs = kernel.shape
-    matrix = kernel.transpose(0, 2, 1, 3).reshape(height * inputs, width * outputs)
+    matrix = _unfold(kernel, (0, 2))
     count = min(rank, *matrix.shape)
     left, right = truncated_svd(matrix, count)
     a, c = _rank_one(left.T.reshape(count, height, inputs))
@@ -159,9 +168,11 @@ class _State:
 
     def __init__(self, kernel, factors):
         self.kernel = kernel
+        cheap = _is_cheap(kernel, factors[0].shape[1])
+        self.cg_steps = _CHEAP_CG_STEPS if cheap else _CG_STEPS
         ends = np.cumsum(kernel.shape)
         self.slices = [slice(e - n, e) for e, n in zip(ends, kernel.shape, strict=True)]
-        factors = _equal_norms(factors)
+        factors = [f * scale for f, scale in zip(factors, _even_scales(factors), strict=True)]
         # The best common scale: a start of the wrong size wastes steps.
         products = _mttkrp(kernel, factors)
         model = _hadamard([f.T @ f for f in factors]).sum()
@@ -177,6 +188,14 @@ class _State:
         self.hessians = [_hadamard(self.grams, (n,)) for n in range(4)]
         fitted = np.vdot(self.products[3], factors[3])
         self.squared_error = max(1.0 - 2.0 * fitted + _hadamard(self.grams).sum(), 0.0)
+
+    def _even_columns(self):
+        """Moves scale between the columns of each term: even columns condition best."""
+        scales = _even_scales(self.factors)
+        self.factors = [f * scale for f, scale in zip(self.factors, scales, strict=True)]
+        self.products = [p * _hadamard(scales, (n,)) for n, p in enumerate(self.products)]
+        self.grams = [f.T @ f for f in self.factors]
+        self.hessians = [_hadamard(self.grams, (n,)) for n in range(4)]
 
     def descend(self, steps):
         """Takes up to `steps` steps, fewer once they are not worth it."""
@@ -206,8 +225,7 @@ class _State:
             self.damping *= self.growth
             self.growth *= 2.0
             return False
-        # Scale is free to move between the columns of a term; even columns condition best.
-        self._move(_equal_norms(self.factors))
+        self._even_columns()
         self.damping *= max(1.0 / 3.0, 1.0 - (2.0 * ratio - 1.0) ** 3)
         self.growth = 2.0
         return True
@@ -224,7 +242,7 @@ class _State:
         direction = ready = self._blocks(residual, inverses)
         size = np.vdot(residual, ready)
         goal = _CG_TOLERANCE**2 * size
-        for _ in range(_CG_STEPS):
+        for _ in range(self.cg_steps):
             image = self._normal_product(direction, pairs)
             length = size / np.vdot(direction, image)
             step += length * direction
@@ -276,8 +294,8 @@ def _mttkrp(kernel, factors):
     ]
 
 
-def _equal_norms(factors):
+def _even_scales(factors):
+    """Scales of the columns that give those of each term equal norm; their product is 1."""
     norms = np.array([np.linalg.norm(f, axis=0) for f in factors])
     target = np.prod(norms, axis=0) ** 0.25
-    scales = target / np.where(norms > 0, norms, 1.0)
-    return [f * scale for f, scale in zip(factors, scales, strict=True)]
+    return target / np.where(norms > 0, norms, 1.0)

@@ -39,6 +39,9 @@ def evbmf(matrix):
     Returns:
         An `EVBMFResult`.
 
+    Raises:
+        ValueError: if `matrix` has not two axes, is empty or not finite.
+
     Reference:
         Nakajima, Sugiyama, Babacan, Tomioka, "Global Analytic Solution of Fully-observed
         Variational Bayesian Matrix Factorization", 2013.
@@ -54,8 +57,16 @@ def evbmf(matrix):
     5
     """
     matrix = np.asarray(matrix)
-    if matrix.ndim != 2:
-        raise ValueError(f"`matrix` must have two axes; got matrix.shape={matrix.shape}.")
+    if matrix.ndim != 2 or matrix.size == 0:
+        raise ValueError(
+            f"`matrix` must have two axes and entries; got matrix.shape={matrix.shape}. Unfold a "
+            "kernel first: kernel.reshape(-1, kernel.shape[-1])."
+        )
+    if not np.isfinite(matrix).all():
+        raise ValueError(
+            "`matrix` must have finite entries; got NaN or infinity. Look for them in the trained "
+            "weights."
+        )
     return evbmf_of_spectrum(squared_spectrum(matrix), matrix.shape)
 
 
@@ -78,10 +89,12 @@ def evbmf_of_spectrum(squares, shape):
     xbar = (1 + tau) * (1 + alpha / tau)
     # In units of the largest possible variance, the search does not depend on the matrix's scale.
     unit = squares / (large * scale)
-    first = min(math.ceil(small / (1 + alpha)) - 1, small)
+    first = math.ceil(small / (1 + alpha)) - 1
     lower = max(unit[first] / xbar, unit[first:].mean())
-    # The floor is what float32 rounding leaves of a matrix without any noise.
-    lower, upper = max(lower, 1e-14), 1.0
+    # A matrix without any noise still has rounding: of its float32 entries, and of the float64
+    # Gram matrix that the spectrum comes from, which grows with its largest eigenvalue.
+    rounding = np.finfo("float64").eps * large * unit[0] / xbar
+    lower, upper = max(lower, rounding, 1e-14), 1.0
 
     def energy(sigma2):
         return _free_energy(unit, sigma2, alpha, xbar)

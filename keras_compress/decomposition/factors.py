@@ -1,7 +1,6 @@
 """Factors: a kernel as the product of smaller arrays."""
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -56,7 +55,10 @@ class Factors:
 
     @classmethod
     def limits(cls, kernel_shape):
-        """Largest useful value of each rank. The shape may contain `math.inf`."""
+        """Largest useful value of each rank.
+
+        The number of input channels may be `math.inf`: not known yet.
+        """
         raise NotImplementedError
 
     @classmethod
@@ -101,9 +103,3 @@ class Factors:
 
     def __repr__(self):
         return f"{type(self).__name__}(rank={self.rank}, params={self.params()})"
-
-
-def least(*sizes):
-    """Smallest of some sizes as an integer, or `math.inf`: `min(inf, 8.0)` is 8."""
-    size = min(sizes)
-    return size if math.isinf(size) else int(size)

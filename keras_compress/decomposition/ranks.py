@@ -1,6 +1,5 @@
 """Rank policies: how many terms of a decomposition to keep."""
 
-import math
 import numbers
 
 import numpy as np
@@ -54,8 +53,9 @@ class Energy(RankPolicy):
 
     def choose(self, squares, shape):
         squares = np.asarray(squares, "float64")
-        total = squares.sum()
-        lost = total - np.cumsum(squares)
+        # lost[r]: what is left out by keeping r + 1 of them.
+        tail = np.cumsum(squares[::-1])[::-1]
+        lost, total = np.append(tail[1:], 0.0), tail[0]
         # The slack is below float32 rounding: at fraction 1 no rank is spent on rounding errors.
         return 1 + int(np.argmax(lost <= (1 - self.fraction + 1e-12) * total))
 
@@ -94,7 +94,7 @@ def rank_policy(rank, owner=None):
     if isinstance(rank, str):
         validation.one_of("rank", rank, ("evbmf",), owner)
         return EVBMF()
-    if isinstance(rank, numbers.Real) and not isinstance(rank, (numbers.Integral, np.bool_)):
+    if isinstance(rank, numbers.Real) and not isinstance(rank, numbers.Integral):
         if not 0 < rank <= 1:
             raise ValueError(
                 f"{validation.prefix(owner)}a float `rank` is the share of the squared singular "
@@ -111,7 +111,7 @@ def resolve_rank(rank, limits, spectra=None, owner=None):
     Args:
         rank: An integer (every rank of the form gets it, or as much as it can use), as many
             integers as the form has ranks, or what `rank_policy` takes.
-        limits: Largest useful value of each rank; `math.inf` where it is not known yet.
+        limits: Largest useful value of each rank.
         spectra: Function without arguments that gives, for each rank, a list of
             `(squares, shape)`; called only if `rank` depends on the kernel.
         owner: Whom an error speaks of.
@@ -161,4 +161,4 @@ def _one_integer(rank, limits, owner):
             f"{validation.prefix(owner)}`rank` is larger than the kernel allows: got rank={rank}, "
             f"the largest useful rank is {max(limits)}. Lower it."
         )
-    return tuple(rank if math.isinf(limit) else min(rank, limit) for limit in limits)
+    return tuple(min(rank, limit) for limit in limits)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from keras_compress.decomposition.factors import Factors, Stage, least
+from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import truncated_svd
 
 
@@ -29,7 +29,7 @@ class SpatialFactors(Factors):
     @classmethod
     def limits(cls, kernel_shape):
         height, width, inputs, outputs = kernel_shape
-        return (least(height * inputs, width * outputs),)
+        return (min(height * inputs, width * outputs),)
 
     @classmethod
     def unfoldings(cls, kernel):

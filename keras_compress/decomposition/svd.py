@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from keras_compress.decomposition.factors import Factors, Stage, least
+from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import truncated_svd
 
 
@@ -31,7 +31,7 @@ class SVDFactors(Factors):
 
     @classmethod
     def limits(cls, kernel_shape):
-        return (least(math.prod(kernel_shape[:-1]), kernel_shape[-1]),)
+        return (min(math.prod(kernel_shape[:-1]), kernel_shape[-1]),)
 
     @classmethod
     def unfoldings(cls, kernel):

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from keras_compress.decomposition.factors import Factors, Stage, least
+from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import gram, leading_eigenvectors
 
 _MAX_SWEEPS = 50
@@ -39,8 +39,8 @@ class TuckerFactors(Factors):
     def limits(cls, kernel_shape):
         height, width, inputs, outputs = kernel_shape
         return (
-            least(inputs, height * width * outputs),
-            least(outputs, height * width * inputs),
+            min(inputs, height * width * outputs),
+            min(outputs, height * width * inputs),
         )
 
     @classmethod

@@ -31,6 +31,21 @@ def calibration_samples(model, calibration):
     return [_checked(array, tensor) for array, tensor in zip(arrays, model.inputs, strict=True)]
 
 
+def random_samples(model, count=4):
+    """Normal samples for float inputs, zeros for others (valid in any vocabulary).
+
+    An open axis gets the length 1.
+    """
+    rng = np.random.default_rng(0)
+    samples = []
+    for tensor in model.inputs:
+        shape = (count, *(1 if length is None else length for length in tensor.shape[1:]))
+        random = "float" in keras.backend.standardize_dtype(tensor.dtype)
+        values = rng.normal(size=shape) if random else np.zeros(shape)
+        samples.append(values.astype(tensor.dtype))
+    return samples
+
+
 def _is_arrays(value):
     if isinstance(value, dict):
         return True

@@ -9,7 +9,7 @@ from keras_compress.export.structure import input_names, input_structure, output
 from keras_compress.matching import leaf_layers
 
 
-def convert_to_bytes(model, quantize, samples, batch_size, named_after=None):
+def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, markers=False):
     """Converts a built model to the bytes of a .tflite.
 
     Args:
@@ -19,6 +19,7 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None):
         batch_size: Integer or `None`.
         named_after: Model whose inputs and outputs name those of the file, if `model` is a copy of
             it: Keras names the inputs of a copy otherwise.
+        markers: Whether the model has markers (see `export.markers`), which are custom operations.
 
     Raises:
         ValueError: if an operation has no builtin form.
@@ -31,6 +32,7 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None):
     holder.variables_of_model = [variable.value for variable in model.variables]
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+    converter.allow_custom_ops = markers
     if quantize is not None:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":

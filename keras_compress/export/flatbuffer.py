@@ -2,19 +2,6 @@
 
 import numpy as np
 
-_NUMPY = {
-    "float32": "FLOAT32",
-    "float16": "FLOAT16",
-    "int8": "INT8",
-    "uint8": "UINT8",
-    "int32": "INT32",
-    "int64": "INT64",
-    "bool": "BOOL",
-}
-
-#: Version of FULLY_CONNECTED from which on weights may be int4 or int2.
-_LOW_BIT_VERSIONS = {"FULLY_CONNECTED": 9, "CONV_2D": 7}
-
 
 class Flatbuffer:
     """A .tflite model opened for editing.
@@ -30,22 +17,39 @@ class Flatbuffer:
         self.schema = schema
         self._utils = flatbuffer_utils
         self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
-        self.main = Subgraph(self, self.model.subgraphs[0])
+        self._initializer = None
+
+    @property
+    def subgraphs(self):
+        """All subgraphs; the first one is the main one."""
+        return [Subgraph(self, graph) for graph in self.model.subgraphs]
+
+    @property
+    def main(self):
+        """The subgraph that runs when the model is invoked."""
+        return self.subgraphs[0]
 
     def to_bytes(self):
         """Serialises the model without tensors and buffers that nothing uses."""
-        for graph in self.model.subgraphs:
-            Subgraph(self, graph).drop_unused_tensors()
+        for graph in self.subgraphs:
+            graph.drop_unused_tensors()
+        self._drop_unused_operator_codes()
         self._drop_unused_buffers()
         return bytes(self._utils.convert_object_to_bytearray(self.model))
 
-    def add_subgraph(self, name):
-        """Adds an empty subgraph without inputs and outputs; returns `(Subgraph, index)`."""
-        graph = self.schema.SubGraphT(
-            tensors=[], inputs=[], outputs=[], operators=[], name=name.encode()
-        )
-        self.model.subgraphs.append(graph)
-        return Subgraph(self, graph), len(self.model.subgraphs) - 1
+    def initializer(self):
+        """The subgraph that runs once, before the first invocation: added when first asked for."""
+        if self._initializer is None:
+            graph = self.schema.SubGraphT(
+                tensors=[], inputs=[], outputs=[], operators=[], name=b"keras_compress_init"
+            )
+            self.model.subgraphs.append(graph)
+            self._initializer = Subgraph(self, graph)
+            options = self.schema.CallOnceOptionsT()
+            options.initSubgraphIndex = len(self.model.subgraphs) - 1
+            call = self.main.make_operator("CALL_ONCE", [], [], options)
+            self.main.graph.operators = [call, *self.main.operators]
+        return self._initializer
 
     def data(self, tensor):
         """Constant of a tensor as bytes, or `None`."""
@@ -59,6 +63,10 @@ class Flatbuffer:
         data = np.frombuffer(content, np.uint8)
         self.model.buffers.append(self.schema.BufferT(data=data))
         return len(self.model.buffers) - 1
+
+    def type_of(self, dtype):
+        """Name in the schema of a numpy dtype."""
+        return np.dtype(dtype).name.upper()
 
     def type_code(self, name):
         """Code of a tensor type by its name in the schema, e.g. `"INT4"`."""
@@ -86,23 +94,38 @@ class Flatbuffer:
         """Name of an operation, e.g. `"FULLY_CONNECTED"`."""
         return self._utils.opcode_to_name(self.model, operator.opcodeIndex)
 
-    def use_low_bit_version(self, operator):
-        """Marks an operation as one whose weights may have fewer than 8 bits."""
-        name = self.name_of(operator)
-        operator.opcodeIndex = self.operator_code(name, _LOW_BIT_VERSIONS[name])
+    def custom_code(self, operator):
+        """Name of a custom operation, or `None` for a builtin one."""
+        code = self.model.operatorCodes[operator.opcodeIndex].customCode
+        return code.decode() if isinstance(code, bytes) else code
+
+    def _drop_unused_operator_codes(self):
+        operators = [o for graph in self.model.subgraphs for o in graph.operators]
+        order = sorted({o.opcodeIndex for o in operators})
+        place = {old: new for new, old in enumerate(order)}
+        self.model.operatorCodes = [self.model.operatorCodes[i] for i in order]
+        for operator in operators:
+            operator.opcodeIndex = place[operator.opcodeIndex]
 
     def _drop_unused_buffers(self):
+        """Keeps the buffers in use, and of equal constants one."""
         model = self.model
         used = {0} | {t.buffer for graph in model.subgraphs for t in graph.tensors}
         used |= {entry.buffer for entry in model.metadata or []}
-        order = sorted(used)
-        place = {old: new for new, old in enumerate(order)}
-        model.buffers = [model.buffers[i] for i in order]
-        for graph in model.subgraphs:
-            for tensor in graph.tensors:
-                tensor.buffer = place[tensor.buffer]
-        for entry in model.metadata or []:
-            entry.buffer = place[entry.buffer]
+        kept, place, first = [], {}, {}
+        for old in sorted(used):
+            data = model.buffers[old].data
+            content = None if data is None or len(data) == 0 else bytes(data)
+            if content is not None and content in first:
+                place[old] = first[content]
+                continue
+            place[old] = len(kept)
+            kept.append(model.buffers[old])
+            if content is not None:
+                first[content] = place[old]
+        model.buffers = kept
+        for holder in [*(t for g in model.subgraphs for t in g.tensors), *(model.metadata or [])]:
+            holder.buffer = place[holder.buffer]
 
 
 class Subgraph:
@@ -148,7 +171,7 @@ class Subgraph:
     def add_constant(self, name, array, scale=None):
         """Adds a constant from a numpy array; returns its index."""
         array = np.ascontiguousarray(array)
-        type_name = _NUMPY[array.dtype.name]
+        type_name = self.owner.type_of(array.dtype)
         return self.add_tensor(name, array.shape, type_name, array.tobytes(), scale)
 
     def quantization(self, scale):
@@ -160,24 +183,25 @@ class Subgraph:
             scale=scale.tolist(), zeroPoint=[0] * len(scale), quantizedDimension=0
         )
 
-    def add_operator(self, name, inputs, outputs, options=None, version=1, position=None):
-        """Adds an operation; `options` is an object of the schema, e.g. `GatherOptionsT`."""
+    def make_operator(self, name, inputs, outputs, options=None, version=1):
+        """Makes an operation; `options` is an object of the schema, e.g. `GatherOptionsT`."""
         kind = 0
         if options is not None:
             kind = getattr(
                 self.owner.schema.BuiltinOptions, type(options).__name__.removesuffix("T")
             )
-        operator = self.owner.schema.OperatorT(
+        return self.owner.schema.OperatorT(
             opcodeIndex=self.owner.operator_code(name, version),
             inputs=[int(i) for i in inputs],
             outputs=[int(i) for i in outputs],
             builtinOptionsType=kind,
             builtinOptions=options,
         )
-        operators = list(self.graph.operators)
-        operators.insert(len(operators) if position is None else position, operator)
-        self.graph.operators = operators
-        return operator
+
+    def emit(self, name, inputs, outputs, options=None, version=1):
+        """Adds an operation at the end."""
+        operator = self.make_operator(name, inputs, outputs, options, version)
+        self.graph.operators = [*self.graph.operators, operator]
 
     def drop_unused_tensors(self):
         """Removes tensors that no operation, input, output or signature refers to."""

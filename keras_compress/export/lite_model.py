@@ -21,6 +21,8 @@ class LiteModel:
         path: The file they are also in, or `None`.
         model: The Keras model they came from, or `None`.
         quantize: The quantization asked for.
+        layers: What became of each kernel that is stored in a form of its own: a list of
+            `StoredLayer`.
 
     Attributes:
         content: The bytes.
@@ -32,11 +34,12 @@ class LiteModel:
             `None` likewise.
     """
 
-    def __init__(self, content, path=None, model=None, quantize=None):
+    def __init__(self, content, path=None, model=None, quantize=None, layers=()):
         self.content = bytes(content)
         self.path = path
         self.model = model
         self.quantize = quantize
+        self.layers = list(layers)
         self.max_error = None
         self.agreement = None
 
@@ -149,22 +152,24 @@ class LiteModel:
             arrays[name] = array
         return arrays
 
-    def compare_with_keras(self, samples):
+    def compare_with_keras(self, samples, reference=None):
         """Sets `max_error` and `agreement` from the Keras model's outputs on `samples`.
 
         Args:
             samples: List of arrays in the order of `model.inputs`.
+            reference: The model to compare with, if not `model`: a copy of it in full precision.
         """
+        reference = reference or self.model
         names = structure.input_names(self.model)
         ours = self.predict(dict(zip(names, samples, strict=True)))
         if not isinstance(ours, dict):
             ours = [ours]
         else:
             ours = [ours[name] for name in structure.output_names(self.model)]
-        packed = keras.tree.pack_sequence_as(structure.input_structure(self.model), samples)
+        packed = keras.tree.pack_sequence_as(structure.input_structure(reference), samples)
         theirs = [
             keras.ops.convert_to_numpy(output)
-            for output in keras.tree.flatten(self.model(packed, training=False))
+            for output in keras.tree.flatten(reference(packed, training=False))
         ]
         errors, agreements = [], []
         for our, their in zip(ours, theirs, strict=True):

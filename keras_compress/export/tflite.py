@@ -5,24 +5,39 @@ import pathlib
 import keras
 
 from keras_compress import validation
-from keras_compress.convert import rebuild
-from keras_compress.export.calibration import calibration_samples
+from keras_compress.export.calibration import calibration_samples, random_samples
 from keras_compress.export.conversion import convert_to_bytes
-from keras_compress.export.files import write_atomically
 from keras_compress.export.lite_model import LiteModel
-from keras_compress.layers import CompressedLayer
+from keras_compress.export.plan import STORAGE, full_precision, inference_form
+from keras_compress.export.writer import write_stored
+from keras_compress.files import write_atomically
 from keras_compress.matching import leaf_layers
 
 QUANTIZE = (None, "float16", "dynamic", "int8")
 
-#: Largest difference to Keras, relative to the largest output, that a float export may show.
+OPTIMIZE_FOR = ("latency", "size")
+
+#: Largest difference to Keras, relative to the largest output, that a float export may show; and
+#: one in which kernels quantise their inputs to 8 bits on the fly.
 FLOAT_TOLERANCE = 1e-3
+HYBRID_TOLERANCE = 0.1
 
 
-def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
+def to_tflite(
+    model,
+    path=None,
+    quantize=None,
+    calibration=None,
+    batch_size=1,
+    storage="auto",
+    optimize_for="latency",
+):
     """Exports a model to .tflite: builtin operations only, compressed layers in their small form.
 
     The model is traced for inference. It is not changed; `path` is written whole or not at all.
+    What the converter leaves as a dense float kernel (binary and ternary weights, codebooks, hashed
+    and pruned weights) is stored small: as native int2, int4 or int8 tensors, as codes that are
+    decoded once at load, or as a sparse tensor. The result's `layers` lists each.
 
     Args:
         model: A built Keras model (Sequential, functional, or subclassed with `model.inputs`).
@@ -36,6 +51,14 @@ def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
             `LiteModel.max_error`.
         batch_size: Size of the batch axis; `None` leaves it open, which costs reshapes at run
             time.
+        storage: `"auto"`: compressed layers in the form that says what they are; zeros of stock
+            layers (at least half of a kernel) kept out of the file, at no cost in speed.
+            `"compact"`: also stock layers whose kernels have at most 256 different values, as a
+            grid or a codebook. `"dense"`: every kernel as the converter leaves it. With
+            `quantize="int8"` kernels are dense.
+        optimize_for: Where a small form and a fast one differ: `"latency"` (convolutions of few
+            bits run as int8 CONV_2D) or `"size"` (they run on patches, at 2 or 4 bits; binary and
+            ternary kernels take 1 and 1.6 bits a weight, decoded at load).
 
     Returns:
         A `LiteModel`.
@@ -44,7 +67,7 @@ def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
         ValueError: if the backend is not TensorFlow, the model is not built, `quantize` is
             unknown, `calibration` is missing, empty, of the wrong shape or not finite, or an
             operation of some layer has no builtin form in LiteRT (the layer is named).
-        RuntimeError: if a float export's outputs differ from Keras's.
+        RuntimeError: if the exported outputs differ from Keras's.
 
     Example:
 
@@ -56,6 +79,8 @@ def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
     """
     require_tensorflow()
     validation.one_of("quantize", quantize, QUANTIZE, "to_tflite")
+    validation.one_of("storage", storage, STORAGE, "to_tflite")
+    validation.one_of("optimize_for", optimize_for, OPTIMIZE_FOR, "to_tflite")
     check_exportable(model)
     if batch_size is not None:
         validation.positive_int("batch_size", batch_size, "to_tflite")
@@ -72,19 +97,47 @@ def to_tflite(model, path=None, quantize=None, calibration=None, batch_size=1):
             'which the ranges of the activations are read. Without data, quantize="dynamic" keeps '
             "the activations in float."
         )
-    content = convert_to_bytes(inference_form(model), quantize, samples, batch_size, model)
-    lite = LiteModel(content, path=path, model=model, quantize=quantize)
-    if samples is not None:
-        lite.compare_with_keras(samples)
-        if quantize is None and lite.max_error > FLOAT_TOLERANCE:
-            raise RuntimeError(
-                f"to_tflite: the exported model's outputs differ from Keras's by "
-                f"{lite.max_error:.2g} of the largest output (allowed {FLOAT_TOLERANCE}). Nothing "
-                "was written; please report the model."
-            )
+    # The converter's calibrator runs the model, which it cannot with a kernel left out.
+    storage = "dense" if quantize == "int8" else storage
+    full = full_precision(model)
+    content, layers = _convert(full, model, quantize, samples, batch_size, storage, optimize_for)
+    lite = LiteModel(content, path=path, model=model, quantize=quantize, layers=layers)
+    if samples is not None or layers:
+        lite.compare_with_keras(random_samples(model) if samples is None else samples, full)
+        _check_error(lite)
     if path is not None:
         write_atomically(path, content)
     return lite
+
+
+def _convert(model, named_after, quantize, samples, batch_size, storage, optimize_for):
+    """Bytes of the .tflite, and what became of each stored kernel."""
+    form, stored = inference_form(model, storage)
+    content = convert_to_bytes(form, quantize, samples, batch_size, named_after, bool(stored))
+    if not stored:
+        return content, []
+    content, layers, foreign = write_stored(content, stored, optimize_for)
+    if foreign:
+        # With markers let through, so are operations that LiteRT does not have: without, the
+        # converter says which layer they are of.
+        _convert(model, named_after, quantize, samples, batch_size, "dense", optimize_for)
+    return content, layers
+
+
+def _check_error(lite):
+    hybrid = any(not layer.exact for layer in lite.layers)
+    # A sign of something near zero turns on the last bit, so that no bound holds behind it.
+    signs = any(getattr(layer, "input_quantizer", None) for layer in leaf_layers(lite.model))
+    if lite.quantize is not None or (hybrid and signs):
+        return
+    allowed = HYBRID_TOLERANCE if hybrid else FLOAT_TOLERANCE
+    # Not `>`: NaN is no success.
+    if not lite.max_error <= allowed:
+        raise RuntimeError(
+            f"to_tflite: the exported model's outputs differ from Keras's by {lite.max_error:.2g} "
+            f"of the largest output (allowed {allowed}). Nothing was written. Try "
+            "storage='dense', and please report the model."
+        )
 
 
 def require_tensorflow():
@@ -111,17 +164,3 @@ def check_exportable(model):
             f"Model '{model.name}' is a subclassed model whose inputs are not known. Wrap it: "
             "x = keras.Input(shape); keras.Model(x, model(x))."
         )
-
-
-def inference_form(model):
-    """Returns the model as it is converted: in full precision, compressed layers in export form."""
-    layers = leaf_layers(model)
-    # LiteRT's builtins compute in float32; half precision is a matter of storage there.
-    if any(layer.compute_dtype != layer.variable_dtype for layer in layers):
-        model = rebuild(model, {}, lambda layer, config: config | {"dtype": layer.variable_dtype})
-        layers = leaf_layers(model)
-    compressed = [layer for layer in layers if isinstance(layer, CompressedLayer)]
-    forms = {id(layer): layer.export_form() for layer in compressed}
-    if all(forms[id(layer)] is layer for layer in compressed):
-        return model
-    return rebuild(model, forms)

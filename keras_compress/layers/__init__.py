@@ -3,10 +3,12 @@
 from keras_compress.layers.base import CompressedLayer
 from keras_compress.layers.binary_conv2d import BinaryConv2D
 from keras_compress.layers.binary_dense import BinaryDense
+from keras_compress.layers.circulant_dense import CirculantDense
 from keras_compress.layers.compressed_conv2d import CompressedConv2D
 from keras_compress.layers.compressed_dense import CompressedDense
 from keras_compress.layers.factorized_conv2d import FactorizedConv2D
 from keras_compress.layers.factorized_dense import FactorizedDense
+from keras_compress.layers.hashed_dense import HashedDense
 from keras_compress.layers.tt_dense import TTDense
 
 FactorizedConv = FactorizedConv2D
@@ -14,11 +16,13 @@ FactorizedConv = FactorizedConv2D
 __all__ = [
     "BinaryConv2D",
     "BinaryDense",
+    "CirculantDense",
     "CompressedConv2D",
     "CompressedDense",
     "CompressedLayer",
     "FactorizedConv",
     "FactorizedConv2D",
     "FactorizedDense",
+    "HashedDense",
     "TTDense",
 ]

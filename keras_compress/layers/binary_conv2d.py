@@ -131,16 +131,6 @@ class BinaryConv2D(BinaryKernel, CompressedConv2D):
         self._check_groups("input channels", input_channels)
         return (*self.kernel_size, input_channels // self.groups, self.filters)
 
-    def multiply(self, inputs, kernel):
-        return ops.conv(
-            inputs,
-            kernel,
-            strides=self.strides,
-            padding=self.padding,
-            data_format=self.data_format,
-            dilation_rate=self.dilation_rate,
-        )
-
     def magnitude(self, inputs):
         mean = self._group_means(ops.abs(inputs))
         if max(self.dilation_rate) == 1:

@@ -108,9 +108,6 @@ class BinaryDense(BinaryKernel, CompressedDense):
     def kernel_shape(self, input_channels):
         return (input_channels, self.units)
 
-    def multiply(self, inputs, kernel):
-        return ops.matmul(inputs, kernel)
-
     def magnitude(self, inputs):
         return ops.mean(ops.abs(inputs), axis=-1, keepdims=True)
 

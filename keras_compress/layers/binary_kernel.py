@@ -4,13 +4,14 @@ import numpy as np
 from keras import ops
 
 from keras_compress import quantizers, validation
+from keras_compress.layers.stored_kernel import GridKernel
 
 
 class BinaryKernel:
     """Mixin, left of `CompressedDense` or `CompressedConv2D`: one latent kernel, quantised.
 
-    A layer that uses it writes `kernel_shape(input_channels)`, `multiply(inputs, kernel)` (the
-    stock layer's product) and `magnitude(inputs)` (XNOR-Net's K).
+    A layer that uses it writes `kernel_shape(input_channels)` and `magnitude(inputs)` (XNOR-Net's
+    K).
 
     Args:
         *args: For the layer's own base.
@@ -100,6 +101,8 @@ class BinaryKernel:
         if form.bias is not None:
             form.bias.assign(ops.convert_to_numpy(self.bias))
         form.kernel_quantizer = None
+        codes = self.kernel_quantizer.encode(self.kernel)
+        form.stored_kernel = GridKernel(codes.ints, codes.scale)
         if self.input_quantizer is not None:
             form.input_quantizer = self.input_quantizer.quantize
         return form

@@ -77,6 +77,17 @@ class CompressedConv2D(CompressedLayer):
             )
         self.input_spec = keras.layers.InputSpec(min_ndim=4)
 
+    def multiply(self, inputs, kernel):
+        """The stock layer's convolution of inputs and a dense kernel."""
+        return ops.conv(
+            inputs,
+            kernel,
+            strides=self.strides,
+            padding=self.padding,
+            data_format=self.data_format,
+            dilation_rate=self.dilation_rate,
+        )
+
     def kernel_macs(self, input_size, output_size):
         """Multiply-accumulates of `apply_kernel` for one sample.
 

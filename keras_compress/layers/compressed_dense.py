@@ -3,6 +3,7 @@
 import math
 
 import keras
+from keras import ops
 
 from keras_compress import validation
 from keras_compress.layers.base import CompressedLayer
@@ -32,6 +33,10 @@ class CompressedDense(CompressedLayer):
         self.units = validation.positive_int("units", units, self)
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
+
+    def multiply(self, inputs, kernel):
+        """The stock layer's product of inputs and a dense kernel."""
+        return ops.matmul(inputs, kernel)
 
     def kernel_macs(self):
         """Multiply-accumulates of `apply_kernel` for one row of the input."""

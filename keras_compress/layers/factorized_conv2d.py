@@ -1,6 +1,7 @@
 """FactorizedConv2D: a convolution run as a chain of smaller ones."""
 
 import math
+import numbers
 
 import keras
 from keras import ops
@@ -110,8 +111,9 @@ class FactorizedConv2D(CompressedConv2D):
         )
         _refuse_groups(self.groups, self)
         self.form = validation.one_of("form", form, _FORMS, self)
-        self._resolve(rank, math.inf)
-        self.rank = rank
+        ranks = self._resolve(rank, math.inf)
+        # One integer for two ranks stays one until the input channels say what each can use.
+        self.rank = int(rank) if isinstance(rank, numbers.Integral) else _plain(ranks)
 
     def _resolve(self, rank, input_channels):
         limits = FORMS[self.form].limits(self._kernel_shape(input_channels))

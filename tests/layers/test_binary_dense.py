@@ -203,5 +203,7 @@ def stored_kernel(lite, shape):
     values = interpreter.get_tensor(detail["index"])
     if values.dtype == np.float32:
         return values
-    assert set(np.unique(values).tolist()) == {-127, 127}
-    return (values // 127) * (detail["quantization_parameters"]["scales"] * 127)[:, None]
+    # The converter's int8 has the step max / 127; ours is the level itself.
+    step = int(np.abs(values).max())
+    assert step in (1, 127) and set(np.unique(values).tolist()) == {-step, step}
+    return (values // step) * (detail["quantization_parameters"]["scales"] * step)[:, None]

@@ -1,0 +1,189 @@
+"""Weights that are decoded once: CALL_ONCE fills an int8 variable at the first invocation.
+
+Steady state: READ_VARIABLE copies the variable and FULLY_CONNECTED runs its hybrid int8 kernel. The
+copy is a quarter of the float one, and the int8 kernel several times faster than float.
+"""
+
+import numpy as np
+
+from keras_compress.export.flatbuffer import Subgraph
+from keras_compress.sharing.hashing import ROUNDS, axis_hashes
+
+
+class Decoder:
+    """Emits operations into the model's initializer and binds the result to a variable.
+
+    Args:
+        site: The `Site` whose weights are decoded.
+    """
+
+    def __init__(self, site):
+        self.site = site
+        self.schema = site.schema
+        self.graph: Subgraph = site.flatbuffer.initializer()
+
+    def constant(self, label, array, scale=None):
+        """Adds a constant; its bytes count as the site's."""
+        self.site.nbytes += array.nbytes
+        return self.graph.add_constant(f"{self.site.name}/{label}", array, scale)
+
+    def apply(self, name, inputs, shape, type_name, options=None, scale=None, version=1):
+        """Emits one operation; returns its output tensor."""
+        output = self.graph.add_tensor(
+            f"{self.site.name}/{name.lower()}", shape, type_name, scale=scale
+        )
+        self.graph.emit(name, inputs, [output], options, version)
+        return output
+
+    def cast(self, tensor, shape, type_name):
+        """CAST to another type."""
+        options = self.schema.CastOptionsT()
+        options.inDataType = self.graph.tensor(tensor).type
+        options.outDataType = self.site.flatbuffer.type_code(type_name)
+        return self.apply("CAST", [tensor], shape, type_name, options)
+
+    def gather(self, table, indices, shape, scale):
+        """GATHER of int8 entries along axis 0."""
+        options = self.schema.GatherOptionsT()
+        options.axis = 0
+        return self.apply("GATHER", [table, indices], shape, "INT8", options, scale, version=2)
+
+    def reshape(self, tensor, shape, scale):
+        """RESHAPE of int8 entries."""
+        options = self.schema.ReshapeOptionsT()
+        options.newShape = list(shape)
+        target = self.graph.add_constant(f"{self.site.name}/shape", np.array(shape, np.int32))
+        return self.apply("RESHAPE", [tensor, target], shape, "INT8", options, scale)
+
+    def variable(self, tensor, shape, scale):
+        """Assigns the result to a variable; returns the tensor that reads it at the site."""
+        graph = self.site.graph
+        self.graph.emit(
+            "ASSIGN_VARIABLE",
+            [self._handle(self.graph, self.graph.emit), tensor],
+            [],
+            self.schema.AssignVariableOptionsT(),
+        )
+        weights = graph.add_tensor(f"{self.site.name}/kernel", shape, "INT8", scale=scale)
+        handle = self._handle(graph, self.site.emit)
+        self.site.emit("READ_VARIABLE", [handle], [weights], self.schema.ReadVariableOptionsT())
+        return weights
+
+    def _handle(self, graph, emit):
+        options = self.schema.VarHandleOptionsT()
+        options.container, options.sharedName = "keras_compress", self.site.variable_name
+        handle = graph.add_tensor(f"{self.site.name}/handle", [], "RESOURCE")
+        emit("VAR_HANDLE", [], [handle], options)
+        return handle
+
+
+def table_weights(site, symbols, levels, scale):
+    """Symbols of a small alphabet, several to a byte, expanded by one GATHER from a byte table.
+
+    Args:
+        site: The `Site`.
+        symbols: Integer array `(outputs, inputs)`, indices of `levels`.
+        levels: int8 vector of at most 16 entries.
+        scale: Scalar, or one for each output.
+
+    Returns:
+        `(tensor, bits)`: the int8 weights at the site, and the bits of one symbol in the file.
+    """
+    each = symbols_per_byte(len(levels))
+    radix = len(levels) if each in (8, 5) else 2 ** (8 // each)
+    padded = np.pad(symbols.reshape(-1), (0, -symbols.size % each)).reshape(-1, each)
+    powers = radix ** np.arange(each)
+    packed = (padded * powers).sum(1).astype(np.uint8)
+    digits = np.arange(radix**each)[:, None] // powers % radix
+    table = np.asarray(levels, np.int8)[np.minimum(digits, len(levels) - 1)]
+
+    decoder = Decoder(site)
+    codes = decoder.cast(decoder.constant("codes", packed), packed.shape, "INT32")
+    entries = decoder.gather(
+        decoder.constant("table", table, 1.0), codes, [len(packed), each], scale=1.0
+    )
+    if symbols.size != padded.size:
+        entries = decoder.reshape(entries, [padded.size], 1.0)
+        ends = [
+            decoder.graph.add_constant(f"{site.name}/{label}", np.array([value], np.int32))
+            for label, value in (("begin", 0), ("size", symbols.size))
+        ]
+        entries = decoder.apply(
+            "SLICE", [entries, *ends], [symbols.size], "INT8", site.schema.SliceOptionsT(), 1.0, 2
+        )
+    weights = decoder.reshape(entries, symbols.shape, 1.0)
+    return decoder.variable(weights, symbols.shape, scale), 8 / each
+
+
+def symbols_per_byte(alphabet):
+    """How many symbols of an alphabet fit in a byte and are cut apart by one table."""
+    return {2: 8, 3: 5, 4: 4}.get(max(alphabet, 2), 2)
+
+
+def hashed_weights(site, ints, scale, seed, shape):
+    """The kernel of a hashed layer, `sharing.hashing` in LiteRT's operations.
+
+    Args:
+        site: The `Site`.
+        ints: int8 vector, one entry a bucket.
+        scale: Scalar.
+        seed: Seed of the hash.
+        shape: `(inputs, outputs)` of the kernel.
+
+    Returns:
+        The int8 weights `(outputs, inputs)` at the site.
+    """
+    decoder = Decoder(site)
+    rows = (shape[1], shape[0])
+    by_input, by_output = (vector.view(np.int32) for vector in axis_hashes(shape, seed))
+    total = _binary(
+        decoder,
+        "ADD",
+        decoder.constant("by_output", by_output[:, None]),
+        decoder.constant("by_input", by_input[None]),
+        rows,
+        site.schema.AddOptionsT(),
+    )
+    for shift, factor in ROUNDS:
+        # A shift of uint32 is a logical one.
+        bits = decoder.apply("BITCAST", [total], rows, "UINT32", site.schema.BitcastOptionsT())
+        amount = decoder.graph.add_constant(f"{site.name}/shift", np.array([shift], np.uint32))
+        bits = decoder.apply(
+            "RIGHT_SHIFT", [bits, amount], rows, "UINT32", site.schema.RightShiftOptionsT()
+        )
+        bits = decoder.apply("BITCAST", [bits], rows, "INT32", site.schema.BitcastOptionsT())
+        total = _binary(decoder, "BITWISE_XOR", total, bits, rows, site.schema.BitwiseXorOptionsT())
+        if factor != 1:
+            constant = _scalar(decoder, factor)
+            total = _binary(decoder, "MUL", total, constant, rows, site.schema.MulOptionsT())
+    index = _binary(
+        decoder,
+        "FLOOR_MOD",
+        total,
+        _scalar(decoder, 2 * len(ints)),
+        rows,
+        site.schema.FloorModOptionsT(),
+    )
+    table = _signed_table(decoder, ints)
+    weights = decoder.gather(table, index, rows, 1.0)
+    return decoder.variable(weights, rows, scale)
+
+
+def _signed_table(decoder, ints):
+    """`concatenate([w, -w])` of int8 values: only w is stored."""
+    schema, count = decoder.schema, len(ints)
+    values = decoder.cast(decoder.constant("values", ints, 1.0), [count], "INT32")
+    negative = decoder.apply("NEG", [values], [count], "INT32", schema.NegOptionsT())
+    options = schema.ConcatenationOptionsT()
+    options.axis = 0
+    both = decoder.apply("CONCATENATION", [values, negative], [2 * count], "INT32", options)
+    return decoder.cast(both, [2 * count], "INT8")
+
+
+def _scalar(decoder, value):
+    array = np.array([value], np.uint32).view(np.int32)
+    return decoder.graph.add_constant(f"{decoder.site.name}/scalar", array)
+
+
+def _binary(decoder, name, left, right, shape, options):
+    return decoder.apply(name, [left, right], shape, "INT32", options)

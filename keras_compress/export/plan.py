@@ -1,0 +1,138 @@
+"""What of a model is stored how: decided before conversion, from the layers alone."""
+
+import dataclasses
+
+import keras
+import numpy as np
+
+from keras_compress.convert import rebuild
+from keras_compress.export import markers
+from keras_compress.layers import CompressedConv2D, CompressedLayer
+from keras_compress.layers.stored_kernel import (
+    CodebookKernel,
+    Convolution,
+    GridKernel,
+    SparseKernel,
+    grid_of,
+)
+from keras_compress.layers.stored_layers import StoredConv2D, StoredDense
+from keras_compress.matching import leaf_layers
+
+STORAGE = ("auto", "dense", "compact")
+
+#: A sparse tensor takes 6 bytes a nonzero (value and index): above this share it saves too little.
+MAX_DENSITY = 0.5
+#: Kernels with fewer entries than this cost more to describe than they save.
+MIN_ENTRIES = 1024
+
+
+@dataclasses.dataclass(frozen=True)
+class Stored:
+    """One kernel that the writer will store.
+
+    Attributes:
+        layer: Name of the Keras layer.
+        kernel: An object of `layers.stored_kernel`.
+        geometry: `Convolution`, or `None` for a dense layer.
+    """
+
+    layer: str
+    kernel: object
+    geometry: Convolution | None
+
+
+def full_precision(model):
+    """The model itself, or a float32 copy of one that computes in half precision.
+
+    LiteRT's builtins compute in float32; half precision is a matter of storage there.
+    """
+    if all(layer.compute_dtype == layer.variable_dtype for layer in leaf_layers(model)):
+        return model
+    return rebuild(model, {}, lambda layer, config: config | {"dtype": layer.variable_dtype})
+
+
+def inference_form(model, storage="dense"):
+    """The model as it is converted, and what its markers stand for.
+
+    Compressed layers are in their export form, stored kernels behind markers.
+
+    Args:
+        model: A built Keras model in full precision.
+        storage: See `to_tflite`.
+
+    Returns:
+        `(model, stored)`: a list of `Stored`, by number of the marker.
+    """
+    layers = leaf_layers(model)
+    forms = {}
+    for layer in layers:
+        if isinstance(layer, CompressedLayer):
+            forms[id(layer)] = layer.export_form()
+        elif storage != "dense":
+            forms[id(layer)] = stock_form(layer, storage)
+    if all(form is layer for layer in layers for form in [forms.get(id(layer), layer)]):
+        return model, []
+    stored = []
+    if storage != "dense":
+        for form in forms.values():
+            if storable(form):
+                markers.mark(form, len(stored))
+                stored.append(Stored(form.name, form.stored_kernel, _geometry(form)))
+    return rebuild(model, forms), stored
+
+
+def storable(form):
+    """Whether the writer can store the kernel of an export form."""
+    kernel = getattr(form, "stored_kernel", None)
+    if kernel is None:
+        return False
+    geometry = _geometry(form)
+    # LiteRT has channels last only, and no low-bit kernel for grouped convolutions.
+    return geometry is None or (geometry.data_format == "channels_last" and geometry.groups == 1)
+
+
+def stock_form(layer, storage):
+    """The form in which a stock Keras layer's kernel is stored: itself, if dense is best.
+
+    Zeros are kept out of the file whatever the storage, since that changes neither outputs nor
+    speed. Few distinct values become a grid or a codebook only with `storage="compact"`: the
+    kernels that run those quantise the inputs to 8 bits.
+    """
+    form = {keras.layers.Dense: StoredDense, keras.layers.Conv2D: StoredConv2D}.get(type(layer))
+    # A LoRA or quantized layer computes with more than its kernel.
+    plain = form is not None and not getattr(layer, "lora_enabled", False)
+    if not plain or getattr(layer, "quantization_mode", None) is not None:
+        return layer
+    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float32")
+    if kernel.size < MIN_ENTRIES:
+        return layer
+    stored = few_values(kernel) if storage == "compact" else None
+    if stored is None and SparseKernel(kernel).density <= MAX_DENSITY:
+        stored = SparseKernel(kernel)
+    if stored is None:
+        return layer
+    form = form.of(layer, stored)
+    return form if storable(form) else layer
+
+
+def few_values(kernel):
+    """A `GridKernel` or `CodebookKernel` for a kernel of at most 256 values, else `None`."""
+    # A quick look spares the sort of a large kernel that has no such structure.
+    if len(np.unique(kernel.ravel()[:4096])) > 256:
+        return None
+    values, codes = np.unique(kernel, return_inverse=True)
+    if len(values) > 256:
+        return None
+    grid = grid_of(values)
+    if grid is not None:
+        ints, step = grid
+        return GridKernel(ints[codes].reshape(kernel.shape), step)
+    return CodebookKernel(codes.reshape(kernel.shape), values)
+
+
+def _geometry(form):
+    if not isinstance(form, CompressedConv2D):
+        return None
+    return Convolution(
+        form.strides, form.padding, form.dilation_rate, form.groups, form.data_format
+    )

@@ -1,0 +1,155 @@
+"""How a .tflite stores one kernel: what `export_form()` hands to the exporter, as data.
+
+A form says what the weights *are* (integers on a grid, codes of a codebook, buckets of a hash, few
+nonzeros). Which tensors and operations that becomes is the exporter's business, so that no layer
+knows flatbuffers and a new runtime needs no new layer.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """Geometry of a 2-D convolution: the arguments of `keras.layers.Conv2D` that matter here."""
+
+    strides: tuple = (1, 1)
+    padding: str = "valid"
+    dilation_rate: tuple = (1, 1)
+    groups: int = 1
+    data_format: str = "channels_last"
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class GridKernel:
+    """Integers times a scale: binary, ternary and all uniform grids.
+
+    Attributes:
+        ints: int8 array in Keras's layout, output channels last.
+        scale: float32 scalar, or one entry for each output channel.
+    """
+
+    ints: np.ndarray
+    scale: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "ints", np.asarray(self.ints, np.int8))
+        object.__setattr__(self, "scale", np.asarray(self.scale, np.float32))
+
+    @property
+    def shape(self):
+        """Shape of the kernel."""
+        return self.ints.shape
+
+    @property
+    def bits(self):
+        """Bits of a native LiteRT integer that holds every value: 2, 4 or 8."""
+        low, high = int(self.ints.min()), int(self.ints.max())
+        return next(b for b in (2, 4, 8) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
+
+    def dense(self):
+        """The float32 kernel."""
+        return self.ints * self.scale
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class CodebookKernel:
+    """Codes of a codebook whose values lie on no grid.
+
+    Attributes:
+        codes: uint8 array in Keras's layout.
+        values: float32 vector of at most 256 entries, indexed by `codes`.
+    """
+
+    codes: np.ndarray
+    values: np.ndarray
+
+    def __post_init__(self):
+        object.__setattr__(self, "codes", np.asarray(self.codes, np.uint8))
+        object.__setattr__(self, "values", np.asarray(self.values, np.float32))
+
+    @property
+    def shape(self):
+        """Shape of the kernel."""
+        return self.codes.shape
+
+    def dense(self):
+        """The float32 kernel."""
+        return self.values[self.codes]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HashedKernel:
+    """Values shared by a hash: see `kc.layers.HashedDense`.
+
+    Attributes:
+        values: float32 vector, one value a bucket.
+        seed: Seed of the hash.
+        shape: Shape of the kernel.
+    """
+
+    values: np.ndarray
+    seed: int
+    shape: tuple
+
+    def dense(self):
+        """The float32 kernel."""
+        from keras_compress.sharing.hashing import expand_values
+
+        return expand_values(np.asarray(self.values, np.float32), self.shape, self.seed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SparseKernel:
+    """A float kernel most of whose entries are zero.
+
+    Attributes:
+        kernel: float32 array in Keras's layout.
+    """
+
+    kernel: np.ndarray
+
+    @property
+    def shape(self):
+        """Shape of the kernel."""
+        return self.kernel.shape
+
+    @property
+    def density(self):
+        """Share of entries that are not zero."""
+        return float(np.count_nonzero(self.kernel) / max(1, math.prod(self.shape)))
+
+    def dense(self):
+        """The float32 kernel."""
+        return np.asarray(self.kernel, np.float32)
+
+
+def grid_of(values, limit=127):
+    """The coarsest grid that values lie on exactly, if there is one.
+
+    Args:
+        values: 1-D float array.
+        limit: Largest magnitude of the integers.
+
+    Returns:
+        `(ints, step)` with `values == ints * step` to float32 rounding, or `None`.
+
+    Example:
+
+    >>> ints, step = grid_of([-0.5, 0.0, 1.5])
+    >>> ints.tolist(), float(step)
+    ([-1, 0, 3], 0.5)
+    """
+    values = np.asarray(values, "float64")
+    magnitudes = np.unique(np.abs(values[values != 0]))
+    if len(magnitudes) == 0:
+        return np.zeros(values.shape, np.int8), np.float32(1.0)
+    largest = magnitudes[-1]
+    for count in range(1, limit + 1):
+        step = largest / count
+        ints = np.round(magnitudes / step)
+        if np.all(np.abs(ints * step - magnitudes) <= 2e-6 * largest) and ints[0] > 0:
+            return np.round(values / step).astype(np.int8), np.float32(step)
+    return None

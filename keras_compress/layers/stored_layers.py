@@ -1,0 +1,73 @@
+"""StoredDense and StoredConv2D: the export forms of layers that are nothing but a stored kernel."""
+
+import keras
+from keras import ops
+
+from keras_compress.layers.compressed_conv2d import CompressedConv2D
+from keras_compress.layers.compressed_dense import CompressedDense
+
+
+class StoredLayer:
+    """Mixin: a dense or convolutional layer whose kernel a .tflite stores in another form.
+
+    In Keras it computes with the dense kernel, which makes it the oracle of its own export. The
+    exporter replaces `multiply` by a product with the stored form.
+    """
+
+    stored_kernel = None
+
+    @classmethod
+    def of(cls, layer, stored_kernel):
+        """The form of a built layer, for a `layers.stored_kernel` object that holds its kernel."""
+        config = layer.get_config()
+        names = (*cls._carried, *cls.source_arguments)
+        new = cls.from_config({name: config[name] for name in names if name in config})
+        new.build(cls._source_input_shape_of(stored_kernel.shape, new))
+        new.kernel.assign(stored_kernel.dense())
+        if new.bias is not None:
+            new.bias.assign(ops.convert_to_numpy(layer.bias))
+        new.stored_kernel = stored_kernel
+        return new
+
+    def build_kernel(self, input_channels):
+        self.kernel = self.add_kernel_weight("kernel", self._kernel_shape(input_channels), "zeros")
+
+    def apply_kernel(self, inputs):
+        return self.multiply(inputs, ops.convert_to_tensor(self.kernel))
+
+    def reconstruct_kernel(self):
+        return ops.convert_to_numpy(self.kernel)
+
+
+@keras.saving.register_keras_serializable(package="keras_compress")
+class StoredDense(StoredLayer, CompressedDense):
+    """Export form of a dense layer with a stored kernel: see `StoredLayer`."""
+
+    def kernel_macs(self):
+        return self.input_channels * self.units
+
+    def _kernel_shape(self, input_channels):
+        return (input_channels, self.units)
+
+    @staticmethod
+    def _source_input_shape_of(kernel_shape, layer):
+        return (None, kernel_shape[0])
+
+
+@keras.saving.register_keras_serializable(package="keras_compress")
+class StoredConv2D(StoredLayer, CompressedConv2D):
+    """Export form of a convolution with a stored kernel: see `StoredLayer`."""
+
+    def kernel_macs(self, input_size, output_size):
+        kernel = self.kernel.shape
+        return kernel[0] * kernel[1] * kernel[2] * kernel[3] * output_size[0] * output_size[1]
+
+    def _kernel_shape(self, input_channels):
+        return (*self.kernel_size, input_channels // self.groups, self.filters)
+
+    @staticmethod
+    def _source_input_shape_of(kernel_shape, layer):
+        channels = kernel_shape[2] * layer.groups
+        if layer.data_format == "channels_last":
+            return (None, None, None, channels)
+        return (None, channels, None, None)

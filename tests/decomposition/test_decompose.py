@@ -1,0 +1,69 @@
+"""decompose(): what every form has in common, and what is refused."""
+
+import numpy as np
+import pytest
+
+from keras_compress.decomposition import FORMS, decompose
+
+RNG = np.random.default_rng(0)
+KERNEL = RNG.normal(size=(3, 3, 4, 6))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_error_is_the_relative_frobenius_norm_and_params_count_the_arrays(form):
+    factors = decompose(KERNEL, form, 3)
+    assert type(factors) is FORMS[form] and factors.form == form
+    residual = np.sqrt(np.sum((KERNEL - factors.reconstruct()) ** 2) / np.sum(KERNEL**2))
+    assert factors.error(KERNEL) == pytest.approx(residual)
+    shapes = FORMS[form].shapes(KERNEL.shape, factors.rank)
+    assert [a.shape for a in factors.arrays] == shapes
+    assert factors.params() == sum(np.prod(shape) for shape in shapes)
+    assert len(FORMS[form].stages) == len(shapes)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_more_terms_never_fit_worse(form):
+    errors = [decompose(KERNEL, form, rank).error(KERNEL) for rank in (1, 2, 3, 4)]
+    assert errors == sorted(errors, reverse=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "dtype,expected",
+    [("float32", "float32"), ("float64", "float64"), ("float16", "float32"), ("int8", "float32")],
+)
+def test_dtype_of_the_factors(form, dtype, expected):
+    kernel = (4 * KERNEL).astype(dtype)
+    factors = decompose(kernel, form, 2)
+    assert all(a.dtype == expected for a in factors.arrays)
+    reference = decompose(kernel.astype("float64"), form, 2)
+    np.testing.assert_allclose(factors.error(kernel), reference.error(kernel), rtol=1e-3)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_kernels_are_left_as_they_were(form):
+    kernel = KERNEL.copy()
+    decompose(kernel, form, 2)
+    np.testing.assert_array_equal(kernel, KERNEL)
+
+
+@pytest.mark.parametrize(
+    "kernel,form,message",
+    [
+        (KERNEL, "tuker", "`form` must be one of .*; got form='tuker'. Did you mean 'tucker'"),
+        (KERNEL, None, "`form` must be one of"),
+        (KERNEL[0, 0], "tucker", r"takes a kernel with 4 axes; got kernel.shape=\(4, 6\).*'svd'"),
+        (KERNEL[0], "svd", r"takes a kernel with 2 or 4 axes; got kernel.shape=\(3, 4, 6\)"),
+        (np.full((2, 2), np.nan), "svd", "`kernel` must have entries, all of them finite"),
+        (np.full((2, 2), np.inf), "svd", "Look for NaN or infinity"),
+        (np.ones((0, 3)), "svd", r"must have entries.*kernel.shape=\(0, 3\)"),
+    ],
+)
+def test_bad_arguments_are_refused(kernel, form, message):
+    with pytest.raises(ValueError, match=message):
+        decompose(kernel, form, 1)
+
+
+def test_errors_name_their_owner():
+    with pytest.raises(ValueError, match="^Someone: `form`"):
+        decompose(KERNEL, "dct", 1, owner="Someone")
