@@ -1,7 +1,6 @@
 """The command line: `python -m keras_compress demo` and `survey`."""
 
 import argparse
-import os
 import pathlib
 
 
@@ -41,8 +40,6 @@ def build_parser():
 def main(arguments=None):
     """Runs a command; returns the exit status."""
     options = build_parser().parse_args(arguments)
-    # TensorFlow reads it on import: its start-up messages would bury the tables.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if options.command == "survey":
         from keras_compress import survey
 

@@ -1,5 +1,6 @@
 """CPFactors: a kernel as a sum of rank-1 terms, fitted by non-linear least squares."""
 
+import itertools
 import math
 
 import numpy as np
@@ -234,9 +235,8 @@ class _State:
         """Preconditioned conjugate gradients on `(J^T J + damping) step = target`."""
         identity = np.eye(target.shape[1])
         inverses = [np.linalg.inv(h + self.damping * identity) for h in self.hessians]
-        pairs = {
-            (n, m): _hadamard(self.grams, (n, m)) for n in range(4) for m in range(4) if n != m
-        }
+        modes = itertools.permutations(range(4), 2)
+        pairs = {(n, m): _hadamard(self.grams, (n, m)) for n, m in modes}
         step = np.zeros_like(target)
         residual = target.copy()
         direction = ready = self._blocks(residual, inverses)

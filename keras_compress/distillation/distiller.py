@@ -306,8 +306,8 @@ class Distiller(keras.distillation.Distiller):
                 "Distiller: compile() needs `loss`, the loss on the labels, with "
                 f"alpha={self.alpha}; got loss=None. With alpha=1 it is not used."
             )
-        # Keras's own Distiller keeps the loss from the trainer and with it the weights of samples,
-        # classes and outputs, and the compile configuration in `.keras` files.
+        # Past Keras's Distiller, which hides the loss from the trainer: then samples, classes and
+        # outputs could not be weighted, nor could a `.keras` file be compiled on loading.
         super(keras.distillation.Distiller, self).compile(
             optimizer=optimizer, loss=loss, metrics=metrics, **kwargs
         )

@@ -24,17 +24,24 @@ class Quantizer:
     - `ste="scaled"`: `g * (1/n + scale * 1[|w| <= 1])`, XNOR-Net's formula, with `n` the number of
       values that share a scale. It needs a quantizer that has scales.
 
-    A subclass writes `quantize`, `encode`, `levels` and `bits`, and `scales` where it has any.
+    A subclass writes `quantize`, `encode`, `levels` and `bits`, and `scales` where it has any; one
+    whose levels are integers times a step does better to start from `GridQuantizer`.
 
     Args:
         ste: `"identity"`, `"clip"` or `"scaled"`.
+        axis: What has a scale of its own: each output channel of a kernel (-1), each sample of a
+            batch (0), or the tensor as a whole (`None`). Without scales it means nothing.
 
     Raises:
-        ValueError: if `ste` is none of these.
+        ValueError: if `ste` or `axis` is none of these.
     """
 
-    def __init__(self, ste="identity"):
-        self.ste = validation.one_of("ste", ste, STE, self)
+    #: The straight-through gradients that the class offers.
+    gradients = STE
+
+    def __init__(self, ste="identity", axis=None):
+        self.ste = validation.one_of("ste", ste, self.gradients, self)
+        self.axis = validation.one_of("axis", axis, (None, -1, 0), self)
 
     def __call__(self, w, training=None):
         """Returns the quantised tensor.
@@ -44,7 +51,10 @@ class Quantizer:
             training: Whether random quantizers draw; `None` and `False` are deterministic.
         """
         w = ops.convert_to_tensor(w)
-        quantized = ops.stop_gradient(self.quantize(w, training))
+        # In float32: half precision has fewer values than some grids. The gradient is stopped at
+        # the input already, since a loop inside of `quantize` may have none.
+        exact = ops.cast(ops.stop_gradient(w), "float32")
+        quantized = ops.cast(self.quantize(exact, training), w.dtype)
         passed = self._passed(w)
         # `w + stop_gradient(q - w)` would round: the zero added here leaves q exact.
         return ops.add(quantized, ops.subtract(passed, ops.stop_gradient(passed)))
@@ -73,7 +83,7 @@ class Quantizer:
         return []
 
     def quantize(self, w, training=None):
-        """Returns the quantised tensor; its gradient is not used."""
+        """Returns the quantised float32 tensor of a float32 tensor; its gradient is not used."""
         raise NotImplementedError
 
     def scales(self, w):
@@ -81,8 +91,36 @@ class Quantizer:
         return None
 
     def scale_count(self, shape):
-        """Number of scales that a tensor of this shape needs."""
+        """Number of scales that are stored with a tensor of this shape."""
         return 0
+
+    def mean(self, values):
+        """Mean of `values` over all that share a scale, axes kept."""
+        return ops.mean(values, axis=self._shared_axes(values), keepdims=True)
+
+    def sum(self, values):
+        """Sum of `values` over all that share a scale, axes kept."""
+        return ops.sum(values, axis=self._shared_axes(values), keepdims=True)
+
+    def max(self, values):
+        """Maximum of `values` over all that share a scale, axes kept."""
+        return ops.max(values, axis=self._shared_axes(values), keepdims=True)
+
+    def _shared_axes(self, values):
+        own = None if self.axis is None else self.axis % len(values.shape)
+        return tuple(axis for axis in range(len(values.shape)) if axis != own)
+
+    def _groups(self, shape):
+        """How many parts of a tensor have a scale of their own."""
+        return 1 if self.axis is None else shape[self.axis]
+
+    def latent(self, kernel):
+        """Latent weights to start from a trained kernel: itself, if levels follow its range.
+
+        Args:
+            kernel: numpy array.
+        """
+        return kernel
 
     def levels(self, w):
         """Values that the quantised `w` may take.
@@ -98,13 +136,7 @@ class Quantizer:
 
     def decode(self, codes):
         """Returns the float32 array that `codes` stand for."""
-        values = codes.ints.astype("float32") if codes.values is None else codes.values[codes.ints]
-        scale = np.asarray(codes.scale, "float32")
-        if codes.axis is not None:
-            shape = [1] * codes.ints.ndim
-            shape[codes.axis] = -1
-            scale = scale.reshape(shape)
-        return (values * scale).astype("float32")
+        return codes.decode()
 
     def storage_bits(self, shape):
         """Bits of the stored form of a tensor: packed codes, and 32 for each scale."""
@@ -116,3 +148,16 @@ class Quantizer:
     @classmethod
     def from_config(cls, config):
         return cls(**config)
+
+
+def in_unit_interval(kernel):
+    """A trained kernel divided by `max|kernel|`: one factor, so that all signs and ratios stay.
+
+    Latent weights for quantizers whose levels are fixed in [-1, 1].
+    """
+    return kernel / max(np.abs(kernel).max(), np.finfo("float32").tiny)
+
+
+def or_one(scale):
+    """Scales with 1 in place of 0: a tensor of zeros has no scale of its own, and any will do."""
+    return ops.where(ops.equal(scale, 0.0), ops.ones_like(scale), scale)

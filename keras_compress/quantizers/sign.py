@@ -5,12 +5,12 @@ import numpy as np
 from keras import ops
 
 from keras_compress import validation
-from keras_compress.quantizers.codes import Codes
-from keras_compress.quantizers.quantizer import Quantizer
+from keras_compress.quantizers.grid_quantizer import GridQuantizer
+from keras_compress.quantizers.quantizer import in_unit_interval
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
-class Sign(Quantizer):
+class Sign(GridQuantizer):
     """Binary quantizer: `sign(w)`, with `sign(0) = +1`, times a scale where asked for.
 
     - `Sign()`: weights and activations of BNN, weights of BinaryConnect.
@@ -46,7 +46,7 @@ class Sign(Quantizer):
     """
 
     def __init__(self, scale=None, stochastic=False, ste="clip", seed=None):
-        super().__init__(ste)
+        super().__init__(ste, axis=None if scale is None else -1)
         self.scale = validation.one_of("scale", scale, (None, "mean_abs"), self)
         if self.ste == "scaled" and self.scale is None:
             raise ValueError(
@@ -65,37 +65,30 @@ class Sign(Quantizer):
     def state(self):
         return [self.seed_generator] if self.stochastic else []
 
-    def quantize(self, w, training=None):
+    @property
+    def step(self):
+        return 1.0 if self.scale is None else None
+
+    limits = (-1, 1)
+
+    @property
+    def grid(self):
+        return np.array([-1, 1])
+
+    def integers(self, w, scales, training=None):
         if self.stochastic and training:
-            # Drawn in float32: bfloat16 has too few values in [0, 1) for the probabilities.
-            probability = ops.divide(ops.add(ops.cast(w, "float32"), 1.0), 2.0)
             draw = keras.random.uniform(ops.shape(w), dtype="float32", seed=self.seed_generator)
-            positive = ops.less(draw, probability)
+            positive = ops.less(draw, ops.divide(ops.add(w, 1.0), 2.0))
         else:
             positive = ops.greater_equal(w, 0)
         one = ops.cast(1.0, w.dtype)
-        signs = ops.where(positive, one, ops.negative(one))
-        return signs if self.scale is None else ops.multiply(self.scales(w), signs)
+        return ops.where(positive, one, ops.negative(one))
 
     def scales(self, w):
-        if self.scale is None:
-            return None
-        return ops.mean(ops.abs(w), axis=tuple(range(len(w.shape) - 1)), keepdims=True)
+        return super().scales(w) if self.scale is None else self.mean(ops.abs(w))
 
-    def scale_count(self, shape):
-        return 0 if self.scale is None else shape[-1]
-
-    def levels(self, w):
-        scale = np.atleast_1d(self.encode(w).scale)
-        return scale[:, None] * np.array([-1.0, 1.0], "float32")
-
-    def encode(self, w):
-        w = ops.convert_to_tensor(w)
-        ints = np.where(ops.convert_to_numpy(w) >= 0, 1, -1).astype("int8")
-        if self.scale is None:
-            return Codes(ints, np.float32(1.0))
-        scale = ops.convert_to_numpy(self.scales(w)).astype("float32")
-        return Codes(ints, scale.reshape(-1), axis=ints.ndim - 1)
+    def latent(self, kernel):
+        return in_unit_interval(kernel) if self.scale is None else kernel
 
     def get_config(self):
         return {

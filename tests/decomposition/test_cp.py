@@ -1,5 +1,7 @@
 """CP by non-linear least squares against tensorly, greedy deflation and the definition."""
 
+import itertools
+
 import numpy as np
 import pytest
 from tensorly.cp_tensor import cp_to_tensor
@@ -175,7 +177,7 @@ def test_steps_solve_the_damped_normal_equations_of_the_explicit_jacobian(monkey
     jacobian = np.array(columns).T
     vector = rng.normal(size=start.shape)
     pairs = {
-        (n, m): cp._hadamard(state.grams, (n, m)) for n in range(4) for m in range(4) if n != m
+        (n, m): cp._hadamard(state.grams, (n, m)) for n, m in itertools.permutations(range(4), 2)
     }
     expected = jacobian.T @ (jacobian @ vector.ravel()) + state.damping * vector.ravel()
     np.testing.assert_allclose(state._normal_product(vector, pairs).ravel(), expected, rtol=1e-5)

@@ -38,8 +38,10 @@ def trained_conv(shape=(3, 3, 4, 6), **arguments):
     return conv
 
 
-@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
-@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize(
+    "padding,data_format",
+    [("same", "channels_last"), ("valid", "channels_last"), ("same", "channels_first")],
+)
 @pytest.mark.parametrize(
     "steps",
     [{}, {"strides": 2}, {"strides": (1, 3)}, {"dilation_rate": 2}, {"dilation_rate": (2, 1)}],
@@ -132,9 +134,8 @@ def test_kernel_initializer_is_the_spread_of_the_product(form, rank):
     layer = FactorizedConv2D(64, 3, form=form, rank=rank, kernel_initializer=initializer)
     layer.build((None, 8, 8, 48))
     # Nine spatial positions of CP share each term, so that one draw has a wide spread.
-    assert np.std(layer.reconstruct_kernel()) == pytest.approx(
-        0.05, rel=0.5 if form == "cp" else 0.2
-    )
+    tolerance = 0.5 if form == "cp" else 0.2
+    assert np.std(layer.reconstruct_kernel()) == pytest.approx(0.05, rel=tolerance)
 
 
 def test_one_integer_for_two_ranks_is_cut_to_what_each_can_use_at_build():
@@ -144,11 +145,12 @@ def test_one_integer_for_two_ranks_is_cut_to_what_each_can_use_at_build():
     assert layer.rank == (16, 8)
 
 
-def test_one_input_channel_and_a_1x1_kernel():
-    layer = FactorizedConv2D(8, 1, rank=4)
-    layer.build((None, 9, 9, 1))
-    assert layer.rank == (1, 4)
-    x = RNG.normal(size=(2, 5, 5, 1))
+@pytest.mark.parametrize("kernel_size,channels,rank", [(3, 1, (1, 4)), (1, 6, (4, 4))])
+def test_one_input_channel_and_a_1x1_kernel(kernel_size, channels, rank):
+    layer = FactorizedConv2D(8, kernel_size, rank=4)
+    layer.build((None, 9, 9, channels))
+    assert layer.rank == rank
+    x = RNG.normal(size=(2, 5, 5, channels))
     np.testing.assert_allclose(run(layer, x), run(layer.expand(), x), atol=1e-5)
 
 
