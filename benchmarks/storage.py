@@ -98,9 +98,7 @@ def pointwise(draw, **options):
 
 
 def conv(draw, **options):
-    return Case(
-        lambda: keras.layers.Conv2D(256, 3, padding="same"), (14, 14, 256), draw, **options
-    )
+    return Case(lambda: keras.layers.Conv2D(256, 3, padding="same"), (14, 14, 256), draw, **options)
 
 
 COMPACT = {"storage": "compact"}

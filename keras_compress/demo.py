@@ -118,7 +118,7 @@ def dense_variants(bench, model):
     def group_lasso():
         def regularized(layer):
             config = layer.get_config()
-            config["kernel_regularizer"] = regularizers.GroupLasso("rows", 2e-3)
+            config["kernel_regularizer"] = regularizers.GroupLasso("rows", 0.3)
             new = type(layer).from_config(config)
             new.build((None, layer.kernel.shape[0]))
             new.set_weights(layer.get_weights())
@@ -178,7 +178,7 @@ def conv_variants(bench, model):
                 )
             },
         ),
-        "Factorized tucker EVBMF": factorized(form="tucker", rank="evbmf"),
+        "Factorized tucker 80 % energy": factorized(form="tucker", rank=0.8),
         "Factorized spatial 24": factorized(form="spatial", rank=24),
         "Factorized cp 48": factorized(form="cp", rank=48),
         "Factorized svd 80 % energy": factorized(form="svd", rank=0.8),

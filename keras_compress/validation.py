@@ -23,6 +23,16 @@ def positive_ints(name, values, owner=None):
     return tuple(positive_int(f"{name}[{i}]", value, owner) for i, value in enumerate(values))
 
 
+def integer(name, value, low, high, owner=None):
+    """Returns `value` as an `int`, or raises `ValueError` if it is no integer in `[low, high]`."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        raise ValueError(
+            f"{prefix(owner)}`{name}` must be an integer from {low} to {high}; got {name}={value!r}."
+        )
+    return int(value)
+
+
 def number(name, value, low=None, high=None, *, low_open=False, high_open=False, owner=None):
     """Returns `value` as a `float` inside the given interval, or raises `ValueError`."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)

@@ -20,8 +20,8 @@ from keras_compress.matching import leaf_layers
 
 STORAGE = ("auto", "dense", "compact")
 
-#: A sparse tensor takes 6 bytes a nonzero (value and index): above this share it saves too little.
-MAX_DENSITY = 0.5
+#: A sparse tensor takes 6 bytes a nonzero (value and index): above this share it saves less than a tenth.
+MAX_DENSITY = 0.6
 #: Kernels with fewer entries than this cost more to describe than they save.
 MIN_ENTRIES = 1024
 

@@ -42,6 +42,51 @@ def output_names(model):
     return _unique([tensor._keras_history.operation.name for tensor in outputs])
 
 
+def layer_paths(model):
+    """Names of a model's layers that tell apart layers of nested models.
+
+    Args:
+        model: A Keras model.
+
+    Returns:
+        List of `(path, layer)` in the order of `matching.leaf_layers`: a path is the layer's name
+        behind those of the models it is nested in (`"encoder/fc1"`), in characters that TensorFlow
+        takes in a name scope. No path is the beginning of another.
+    """
+    paths, taken, seen = [], set(), set()
+
+    def walk(model, above):
+        for layer in model.layers:
+            if isinstance(layer, keras.layers.InputLayer) or id(layer) in seen:
+                continue
+            seen.add(id(layer))
+            # A scope must begin with a letter or a digit.
+            name = re.sub(r"^(?=[^A-Za-z0-9])", "layer", re.sub(r"[^\w.-]", "_", layer.name))
+            path, number = above + name, 1
+            while path in taken:
+                path, number = f"{above}{name}_{number}", number + 1
+            taken.add(path)
+            if isinstance(layer, keras.Model):
+                walk(layer, f"{path}/")
+            else:
+                paths.append((path, layer))
+
+    walk(model, "")
+    return paths
+
+
+def path_in(name, paths):
+    """The path of the layer in whose scope something was named, or `None`.
+
+    Args:
+        name: Name of an operation or tensor; one that came of several operations has theirs,
+            joined by `;`.
+        paths: Paths as `layer_paths` gives them; of several that fit, the first one counts.
+    """
+    parts = name.split(";")
+    return next((path for path in paths if any(p.startswith(f"{path}/") for p in parts)), None)
+
+
 def _unique(names):
     unique = []
     for name in names:

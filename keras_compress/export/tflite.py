@@ -1,5 +1,6 @@
 """`to_tflite`: a Keras 3 model as a .tflite of builtin operations."""
 
+import dataclasses
 import pathlib
 
 import keras
@@ -9,6 +10,8 @@ from keras_compress.export.calibration import calibration_samples, random_sample
 from keras_compress.export.conversion import convert_to_bytes
 from keras_compress.export.lite_model import LiteModel
 from keras_compress.export.plan import STORAGE, full_precision, inference_form
+from keras_compress.export.report import Origin
+from keras_compress.export.structure import layer_paths
 from keras_compress.export.writer import write_stored
 from keras_compress.files import write_atomically
 from keras_compress.matching import leaf_layers
@@ -86,6 +89,8 @@ def to_tflite(
         validation.positive_int("batch_size", batch_size, "to_tflite")
     if path is not None:
         path = pathlib.Path(path)
+        if path.is_dir():
+            raise ValueError(f"to_tflite: `path` must be a file; {path} is a folder.")
         if not path.parent.is_dir():
             raise ValueError(f"to_tflite: there is no folder '{path.parent}' to write {path} in.")
     samples = None
@@ -100,8 +105,12 @@ def to_tflite(
     # The converter's calibrator runs the model, which it cannot with a kernel left out.
     storage = "dense" if quantize == "int8" else storage
     full = full_precision(model)
-    content, layers = _convert(full, model, quantize, samples, batch_size, storage, optimize_for)
-    lite = LiteModel(content, path=path, model=model, quantize=quantize, layers=layers)
+    content, layers, origin = _convert(
+        full, model, quantize, samples, batch_size, storage, optimize_for
+    )
+    lite = LiteModel(
+        content, path=path, model=model, quantize=quantize, layers=layers, origin=origin
+    )
     if samples is not None or layers:
         lite.compare_with_keras(random_samples(model) if samples is None else samples, full)
         _check_error(lite)
@@ -111,17 +120,30 @@ def to_tflite(
 
 
 def _convert(model, named_after, quantize, samples, batch_size, storage, optimize_for):
-    """Bytes of the .tflite, and what became of each stored kernel."""
+    """Bytes of the .tflite, what became of each stored kernel, and the `report.Origin`."""
     form, stored = inference_form(model, storage)
-    content = convert_to_bytes(form, quantize, samples, batch_size, named_after, bool(stored))
+    content, givers = convert_to_bytes(
+        form, quantize, samples, batch_size, named_after, bool(stored)
+    )
+    origin = Origin.of(named_after, givers)
     if not stored:
-        return content, []
-    content, layers, foreign = write_stored(content, stored, optimize_for)
+        return content, [], origin
+    content, layers, foreign = write_stored(content, _with_paths(stored, form), optimize_for)
     if foreign:
         # With markers let through, so are operations that LiteRT does not have: without, the
         # converter says which layer they are of.
         _convert(model, named_after, quantize, samples, batch_size, "dense", optimize_for)
-    return content, layers
+    return content, layers, origin
+
+
+def _with_paths(stored, form):
+    """Stored kernels under their layers' paths: layers of nested models may share a name."""
+    paths = {
+        id(kernel): path
+        for path, layer in layer_paths(form)
+        if (kernel := getattr(layer, "stored_kernel", None)) is not None
+    }
+    return [dataclasses.replace(plan, layer=paths[id(plan.kernel)]) for plan in stored]
 
 
 def _check_error(lite):

@@ -1,15 +1,38 @@
 """Quantizers for `kernel_quantizer=` and `input_quantizer=`: `kc.quantizers`."""
 
 from keras_compress.quantizers.codes import Codes
+from keras_compress.quantizers.dorefa_weight import DoReFaWeight
+from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
+from keras_compress.quantizers.fixed_point import FixedPoint
+from keras_compress.quantizers.grid_quantizer import GridQuantizer
+from keras_compress.quantizers.power_of_two import PowerOfTwo
 from keras_compress.quantizers.quantizer import Quantizer
-from keras_compress.quantizers.registry import deserialize, get, serialize
+from keras_compress.quantizers.registry import DoReFaActivation, deserialize, get, serialize
+from keras_compress.quantizers.residual_sign import ResidualSign
 from keras_compress.quantizers.sign import Sign
+from keras_compress.quantizers.stochastic_ternary import StochasticTernary
+from keras_compress.quantizers.ternary import Ternary
+from keras_compress.quantizers.uniform import Uniform
+from keras_compress.quantizers.uniform_l2 import UniformL2
+from keras_compress.quantizers.unit_uniform import UnitUniform
 from keras_compress.quantizers.weight_clip import WeightClip
 
 __all__ = [
     "Codes",
+    "DoReFaActivation",
+    "DoReFaWeight",
+    "DynamicTree8",
+    "FixedPoint",
+    "GridQuantizer",
+    "PowerOfTwo",
     "Quantizer",
+    "ResidualSign",
     "Sign",
+    "StochasticTernary",
+    "Ternary",
+    "Uniform",
+    "UniformL2",
+    "UnitUniform",
     "WeightClip",
     "deserialize",
     "get",

@@ -5,10 +5,36 @@ import inspect
 import keras
 
 from keras_compress import validation
+from keras_compress.quantizers.dorefa_weight import DoReFaWeight
+from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
+from keras_compress.quantizers.fixed_point import FixedPoint
+from keras_compress.quantizers.power_of_two import PowerOfTwo
 from keras_compress.quantizers.quantizer import Quantizer
+from keras_compress.quantizers.residual_sign import ResidualSign
 from keras_compress.quantizers.sign import Sign
+from keras_compress.quantizers.stochastic_ternary import StochasticTernary
+from keras_compress.quantizers.ternary import Ternary
+from keras_compress.quantizers.uniform import Uniform
+from keras_compress.quantizers.uniform_l2 import UniformL2
+from keras_compress.quantizers.unit_uniform import UnitUniform
 
-_BY_NAME = {"sign": Sign}
+#: By the paper's name and by what it is.
+DoReFaActivation = UnitUniform
+
+_BY_NAME = {
+    "dorefa_activation": DoReFaActivation,
+    "dorefa_weight": DoReFaWeight,
+    "dynamic_tree8": DynamicTree8,
+    "fixed_point": FixedPoint,
+    "power_of_two": PowerOfTwo,
+    "residual_sign": ResidualSign,
+    "sign": Sign,
+    "stochastic_ternary": StochasticTernary,
+    "ternary": Ternary,
+    "uniform": Uniform,
+    "uniform_l2": UniformL2,
+    "unit_uniform": UnitUniform,
+}
 _BY_NAME |= {cls.__name__: cls for cls in _BY_NAME.values()}
 
 
@@ -17,8 +43,9 @@ def get(identifier):
 
     Args:
         identifier: `None` (gives `None`), a `Quantizer`, a subclass of it, the configuration made
-            by `serialize`, a name (`"sign"` or `"Sign"`), or the name that a subclass of
-            `Quantizer` was registered by (`keras.saving.register_keras_serializable`).
+            by `serialize`, a name (`"sign"` or `"Sign"`: the quantizer with its defaults), or the
+            name that a subclass of `Quantizer` was registered by
+            (`keras.saving.register_keras_serializable`).
 
     Raises:
         ValueError: if it is none of these.

@@ -1,0 +1,259 @@
+"""What each layer of a model became in its .tflite: form, bytes, operation, share of latency."""
+
+import collections
+import dataclasses
+import math
+
+import numpy as np
+
+from keras_compress.export.flatbuffer import Flatbuffer
+from keras_compress.export.structure import layer_paths, path_in
+from keras_compress.export.timing import time_parts
+from keras_compress.layers import CompressedConv2D, CompressedDense
+from keras_compress.tables import Table
+
+#: Operations that set a variable up; they cost nothing once it is.
+_SETUP = ("CALL_ONCE", "VAR_HANDLE")
+
+OTHER = "other layers"
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where a .tflite comes from: what its tensors' names and its outputs stand for.
+
+    Attributes:
+        dense_bytes: Dict from the path of each layer (see `structure.layer_paths`) to the bytes of
+            its weights in float32; for a compressed layer, of the stock layer that it replaces.
+        givers: Dict from the name of each output to the path of the layer that gives it.
+    """
+
+    dense_bytes: dict
+    givers: dict
+
+    @classmethod
+    def of(cls, model, givers):
+        """The origin of an export of `model`."""
+        return cls({path: _dense_bytes(layer) for path, layer in layer_paths(model)}, givers)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerRow:
+    """One layer of a .tflite.
+
+    Attributes:
+        layer: Path of the Keras layer, or what the rest is called.
+        form: How its weights are stored.
+        dense_bytes: Bytes of its weights in float32, uncompressed.
+        nbytes: Bytes of its constants in the file; one that several layers read counts for the
+            first.
+        operation: What runs it.
+        share: Its part of the time of all layers, or `None` if that was not measured.
+    """
+
+    layer: str
+    form: str
+    dense_bytes: int
+    nbytes: int
+    operation: str
+    share: float | None
+
+
+def layer_rows(lite, runs=20, threads=1):
+    """Lists the layers of a `LiteModel`.
+
+    Args:
+        lite: The model, as `to_tflite` gave it.
+        runs: Timed rounds for the share of latency; 0 does not measure it.
+        threads: Threads of the interpreters.
+
+    Returns:
+        List of `LayerRow`: each layer that has weights, then the other layers together. Their
+        constants and the description of the graph make up the file.
+    """
+    if lite.origin is None:
+        raise ValueError(
+            "A table by layer needs to know the Keras layers; this model was read from a file. Use "
+            "what to_tflite() returned, or the card that kc.export.bundle() wrote."
+        )
+    flatbuffer = Flatbuffer(lite.content)
+    owned = _Ownership(flatbuffer, lite.origin)
+    shares = {}
+    if runs:
+        times = time_parts(lite, owned.parts, runs, threads)
+        total = sum(times.values())
+        shares = {path: time / total for path, time in times.items()}
+    stored = {layer.layer: layer for layer in lite.layers}
+    rows = [
+        LayerRow(
+            layer=path,
+            form=stored[path].form if path in stored else owned.form(path),
+            dense_bytes=dense_bytes,
+            nbytes=owned.nbytes(path),
+            operation=stored[path].kernel if path in stored else owned.operation(path),
+            share=shares.get(path, 0.0) if runs else None,
+        )
+        for path, dense_bytes in lite.origin.dense_bytes.items()
+        if dense_bytes
+    ]
+    rest = [path for path, dense_bytes in lite.origin.dense_bytes.items() if not dense_bytes]
+    rest.append(None)
+    operators = [o for path in rest for o in owned.operators[path]]
+    nbytes = sum(map(owned.nbytes, rest))
+    if operators or nbytes:
+        names = [flatbuffer.name_of(o) for o in operators]
+        rows.append(
+            LayerRow(
+                layer=OTHER,
+                form="",
+                dense_bytes=0,
+                nbytes=nbytes,
+                operation=_listed(name for name in names if name not in _SETUP),
+                share=sum(shares.get(path, 0.0) for path in rest) if runs else None,
+            )
+        )
+    return rows
+
+
+def layer_table(lite, rows):
+    """`LayerRow`s as a `Table`, with the graph and the total below them."""
+    constants = sum(row.nbytes for row in rows)
+    dense = sum(row.dense_bytes for row in rows)
+    cells = [
+        [
+            row.layer,
+            row.form,
+            f"{row.dense_bytes:,}",
+            f"{row.nbytes:,}",
+            _ratio(row.dense_bytes, row.nbytes),
+            row.operation,
+            "-" if row.share is None else f"{row.share:.1%}",
+        ]
+        for row in rows
+    ]
+    cells.append(["graph", "", "0", f"{lite.nbytes - constants:,}", "", "", ""])
+    cells.append(["total", "", f"{dense:,}", f"{lite.nbytes:,}", _ratio(dense, lite.nbytes), "", ""])
+    header = ["layer", "stored as", "float32 bytes", "bytes", "smaller", "runs as", "time"]
+    return Table(header, cells, align="<<>>><>")
+
+
+class _Ownership:
+    """Which layer each operation and constant of a model belongs to, from their names.
+
+    An operation belongs to the layer that its weights are named after, else to the one that its
+    outputs are: the converter may name an output after the next layer, whose reshape it swallowed.
+    """
+
+    def __init__(self, flatbuffer, origin):
+        self._flatbuffer = flatbuffer
+        # Of layers that were fused, the one with the most weights has the operation.
+        self._paths = sorted(origin.dense_bytes, key=lambda path: -origin.dense_bytes[path])
+        self._outputs = self._output_givers(origin)
+        #: Dict from a path, or `None`, to its operations in the order of the file.
+        self.operators = collections.defaultdict(list)
+        #: Dict from a path, or `None`, to indices of its operations in the main graph.
+        self.parts = collections.defaultdict(list)
+        self._weights = collections.defaultdict(list)
+        buffers, claimed = flatbuffer.model.buffers, set()
+        for number, graph in enumerate(flatbuffer.subgraphs):
+            for index, operator in enumerate(graph.operators):
+                path = self._owner(graph, operator, main=number == 0)
+                self.operators[path].append(operator)
+                if number == 0 and flatbuffer.name_of(operator) != "CALL_ONCE":
+                    self.parts[path].append(index)
+                for tensor in self._constants(graph, operator):
+                    if tensor.buffer not in claimed:
+                        claimed.add(tensor.buffer)
+                        size = len(buffers[tensor.buffer].data) + _sparsity_bytes(tensor)
+                        self._weights[path].append((size, operator, tensor))
+
+    def nbytes(self, path):
+        """Bytes of a layer's constants."""
+        return sum(size for size, _, _ in self._weights[path])
+
+    def form(self, path):
+        """Type of a layer's largest constant, in words."""
+        if not self.operators[path]:
+            return "folded"
+        weights = self._weights[path]
+        if not weights:
+            return "shared"
+        _, _, tensor = max(weights, key=lambda weight: weight[0])
+        return self._flatbuffer.type_name(tensor).lower()
+
+    def operation(self, path):
+        """The operation that reads a layer's largest constant."""
+        name_of = self._flatbuffer.name_of
+        names = [name_of(o) for o in self.operators[path] if name_of(o) not in _SETUP]
+        if not self._weights[path]:
+            return _listed(names)
+        _, operator, tensor = max(self._weights[path], key=lambda weight: weight[0])
+        name = name_of(operator)
+        times = names.count(name)
+        kind = self._flatbuffer.type_name(tensor).lower()
+        return f"{f'{times} ' if times > 1 else ''}{name} {kind}"
+
+    def _output_givers(self, origin):
+        signatures = self._flatbuffer.model.signatureDefs or []
+        return {
+            entry.tensorIndex: origin.givers.get(_text(entry.name))
+            for signature in signatures
+            for entry in signature.outputs
+        }
+
+    def _owner(self, graph, operator, main):
+        # Integers of 32 and 64 bits are shapes and axes, which layers share.
+        weights = [
+            tensor
+            for tensor in self._constants(graph, operator)
+            if not self._flatbuffer.type_name(tensor) in ("INT32", "INT64")
+        ]
+        outputs = [graph.tensor(i) for i in operator.outputs]
+        for tensor in (*weights, *outputs):
+            path = path_in(_text(tensor.name), self._paths)
+            if path is not None:
+                return path
+        # The converter names the outputs of the model after the signature.
+        givers = (self._outputs.get(int(i)) for i in operator.outputs if main)
+        return next((path for path in givers if path), None)
+
+    def _constants(self, graph, operator):
+        tensors = (graph.tensor(i) for i in operator.inputs if i >= 0)
+        return [tensor for tensor in tensors if self._flatbuffer.has_data(tensor)]
+
+
+def _dense_bytes(layer):
+    """Bytes of a layer's weights in float32; of a compressed one, of what it replaces."""
+    if isinstance(layer, CompressedDense):
+        kernel = layer.input_channels * layer.units
+    elif isinstance(layer, CompressedConv2D):
+        channels = layer.input_channels // layer.groups
+        kernel = math.prod(layer.kernel_size) * channels * layer.filters
+    else:
+        return 4 * sum(math.prod(weight.shape) for weight in layer.weights)
+    return 4 * (kernel + (0 if layer.bias is None else layer.bias.shape[0]))
+
+
+def _sparsity_bytes(tensor):
+    if tensor.sparsity is None:
+        return 0
+    return sum(
+        np.asarray(part.values).nbytes
+        for metadata in tensor.sparsity.dimMetadata
+        for part in (metadata.arraySegments, metadata.arrayIndices)
+        if part is not None
+    )
+
+
+def _listed(names):
+    """Names in the order of their first appearance, with how often they come."""
+    counts = collections.Counter(names)
+    return ", ".join(f"{count} {name}" if count > 1 else name for name, count in counts.items())
+
+
+def _ratio(before, after):
+    return f"{before / after:,.1f}x" if before and after else "-"
+
+
+def _text(name):
+    return name.decode() if isinstance(name, bytes) else name or ""

@@ -1,0 +1,98 @@
+"""UniformL2: a uniform grid whose step minimises the squared error."""
+
+import math
+
+import keras
+from keras import ops
+
+from keras_compress import validation
+from keras_compress.quantizers.grid_quantizer import GridQuantizer
+from keras_compress.quantizers.quantizer import or_one
+
+
+@keras.saving.register_keras_serializable(package="keras_compress")
+class UniformL2(GridQuantizer):
+    """Uniform quantizer of M levels: `sgn(w) step min(floor(|w|/step + 1/2), (M - 1)/2)`.
+
+    The step is fitted to the squared error as in Lloyd's algorithm: with the integers
+    `z = Q(w)/step` held, the best step is `sum(w z) / sum(z^2)`; with the step held, the best
+    integers are the nearest; until both are stable. It starts from the best step for normal
+    weights. Large weights saturate, which costs less than a coarse grid for all: where `Uniform`
+    has few bits, this one is closer.
+
+    The fit runs in each training step, over the whole kernel (some ten passes).
+
+    Args:
+        levels: Number of levels M, odd, from 3 (ternary) to 255.
+        axis: What has a step of its own: the tensor (`None`, as in the paper), each output channel
+            (-1), or each sample of a batch (0).
+        ste: Straight-through gradient, `"identity"` (as in the paper) or `"clip"`.
+
+    Raises:
+        ValueError: if an argument is not one of these.
+
+    Reference:
+        Hwang, Sung, "Fixed-point feedforward deep neural network design using weights +1, 0, and
+        -1", 2014.
+
+    Example:
+
+    >>> codes = UniformL2(3).encode([0.9, -1.1, 0.1, 0.2])
+    >>> codes.ints.tolist(), round(float(codes.scale), 6)
+    ([1, -1, 0, 0], 1.0)
+    """
+
+    gradients = ("identity", "clip")
+    #: Passes after which a fit ends that still moves a weight or two.
+    max_passes = 100
+
+    def __init__(self, levels=3, axis=None, ste="identity"):
+        super().__init__(ste, axis)
+        levels_ = validation.integer("levels", levels, 3, 255, self)
+        if levels_ % 2 == 0:
+            raise ValueError(
+                f"UniformL2: `levels` must be odd, as many below zero as above; got "
+                f"levels={levels}. Try {levels - 1} or {levels + 1}."
+            )
+        self.level_count = levels_
+
+    @property
+    def bits(self):
+        return math.ceil(math.log2(self.level_count))
+
+    @property
+    def limits(self):
+        largest = (self.level_count - 1) // 2
+        return (-largest, largest)
+
+    def integers(self, w, scales, training=None):
+        magnitudes = ops.floor(ops.add(ops.divide(ops.abs(w), scales), 0.5))
+        return ops.multiply(ops.sign(w), ops.minimum(magnitudes, float(self.limits[1])))
+
+    def scales(self, w):
+        def improve(_, step):
+            integers = self.integers(w, step)
+            fitted = ops.divide(
+                self.sum(ops.multiply(w, integers)),
+                ops.maximum(self.sum(ops.square(integers)), 1.0),
+            )
+            # A step so large that every weight rounds to zero is left as it is.
+            return step, ops.where(ops.greater(fitted, 0.0), fitted, step)
+
+        def unstable(before, step):
+            return ops.any(ops.not_equal(before, step))
+
+        start = self._first_step(w)
+        return ops.while_loop(
+            unstable, improve, (ops.zeros_like(start), start), maximum_iterations=self.max_passes
+        )[1]
+
+    def _first_step(self, w):
+        deviation = ops.sqrt(self.mean(ops.square(w)))
+        # Of normal weights, asymptotically: Hui and Neuhoff, 2001.
+        normal = 4 * math.sqrt(math.log(self.level_count)) / self.level_count
+        whole = ops.divide(self.max(ops.abs(w)), float(self.limits[1]))
+        return or_one(ops.minimum(ops.multiply(normal, deviation), whole))
+
+    def get_config(self):
+        return {"levels": self.level_count, "axis": self.axis, **super().get_config()}
