@@ -9,7 +9,15 @@ import time
 import keras
 import numpy as np
 
-from keras_compress import callbacks, datasets, distillation, layers, pruning, regularizers
+from keras_compress import (
+    callbacks,
+    datasets,
+    distillation,
+    layers,
+    pruning,
+    regularizers,
+    validation,
+)
 from keras_compress.convert import convert
 from keras_compress.export import to_tflite
 from keras_compress.profile import compare
@@ -210,6 +218,7 @@ def run(data="digits", output="keras_compress_demo", epochs=25, seed=0):
     """
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+    validation.positive_int("epochs", epochs, "demo")
     started = time.perf_counter()
     bench = Workbench(_load(data), epochs, seed)
     output = pathlib.Path(output)
