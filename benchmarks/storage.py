@@ -21,8 +21,9 @@ from keras_compress.tables import Table
 
 BINARY = (-1, 1)
 TERNARY = (-1, 0, 1)
-FOUR = (-2, -1, 0, 1)
-SIXTEEN = tuple(range(-8, 8))
+TWO_BIT = (-2, -1, 0, 1)
+# Symmetric, since -8 is left to int8: see `GridKernel.bits`.
+FOUR_BIT = tuple(range(-7, 8))
 
 
 class Case:
@@ -110,7 +111,7 @@ CASES = {
     "ternary Dense 1024, size": dense(1024, levels(TERNARY), **SMALLEST),
     "binary Dense 1024": dense(1024, levels(BINARY), asked=(15, 4.5), **COMPACT),
     "binary Dense 1024, size": dense(1024, levels(BINARY), **SMALLEST),
-    "4-bit Dense 1024": dense(1024, levels(SIXTEEN), **COMPACT),
+    "4-bit Dense 1024": dense(1024, levels(FOUR_BIT), **COMPACT),
     "16-value codebook Dense 1024": dense(
         1024, codebook(16), asked=(7.5, 1 / 4), first_call=10, **COMPACT
     ),
@@ -118,7 +119,7 @@ CASES = {
     "ternary Dense 4096, size": dense(4096, levels(TERNARY), **SMALLEST),
     "binary Dense 4096": dense(4096, levels(BINARY), **COMPACT),
     "binary Dense 4096, size": dense(4096, levels(BINARY), **SMALLEST),
-    "4-bit Dense 4096": dense(4096, levels(SIXTEEN), asked=(7.9, 14), **COMPACT),
+    "4-bit Dense 4096": dense(4096, levels(FOUR_BIT), asked=(7.9, 14), **COMPACT),
     "HashedDense 1/64, 4096": dense(
         4096,
         make=lambda: kc.layers.HashedDense(4096, compression=1 / 64),
@@ -127,11 +128,11 @@ CASES = {
     "80 % zeros Dense 4096": dense(4096, sparse(0.8)),
     "90 % zeros Dense 4096": dense(4096, sparse(0.9)),
     "95 % zeros Dense 4096": dense(4096, sparse(0.95)),
-    "4-bit 1x1 conv": pointwise(levels(SIXTEEN), asked=(7, 2.5), **COMPACT),
+    "4-bit 1x1 conv": pointwise(levels(FOUR_BIT), asked=(7, 2.5), **COMPACT),
     "ternary 1x1 conv": pointwise(levels(TERNARY), asked=(12.5, 1.3), **COMPACT),
-    "4-bit 3x3 conv": conv(levels(SIXTEEN), **COMPACT),
-    "4-bit 3x3 conv, size": conv(levels(SIXTEEN), **SMALLEST),
-    "4-level 3x3 conv, size": conv(levels(FOUR), **SMALLEST),
+    "4-bit 3x3 conv": conv(levels(FOUR_BIT), **COMPACT),
+    "4-bit 3x3 conv, size": conv(levels(FOUR_BIT), **SMALLEST),
+    "2-bit 3x3 conv, size": conv(levels(TWO_BIT), **SMALLEST),
     "ternary 3x3 conv": conv(levels(TERNARY), **COMPACT),
     "ternary 3x3 conv, size": conv(levels(TERNARY), **SMALLEST),
 }
@@ -245,24 +246,26 @@ def draw(results, path):
     panels = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(results))[::-1]
     for axis, field, color in zip(panels, ("smaller", "faster"), ("C0", "C2"), strict=True):
-        axis.barh(places, [r[field] for r in results], color=color, height=0.7)
+        ratios = np.array([r[field] for r in results])
+        axis.barh(places, ratios - 1, left=1, color=color, height=0.7)
         asked = [(place, r["asked"][field]) for place, r in zip(places, results, strict=True)]
         asked = [(place, value) for place, value in asked if value is not None]
         if asked:
             at, values = zip(*asked, strict=True)
             axis.plot(values, at, "|", color="black", markersize=14, mew=2, label="asked")
-        for place, result in zip(places, results, strict=True):
+        for place, value in zip(places, ratios, strict=True):
             axis.annotate(
-                f"{result[field]:.1f}",
-                (result[field], place),
-                xytext=(4, 0),
+                f"{value:.1f}",
+                (value, place),
+                xytext=(4 if value > 1 else -4, 0),
                 textcoords="offset points",
                 va="center",
+                ha="left" if value > 1 else "right",
                 fontsize="small",
             )
         axis.axvline(1, color="gray", linewidth=1)
         axis.set_xscale("log")
-        axis.margins(x=0.12)
+        axis.margins(x=0.12, y=0.01)
         axis.set_xlabel(f"times {field} than the float32 layer")
     panels[0].set_yticks(places, [r["kernel"] for r in results])
     panels[1].legend(loc="lower right")

@@ -37,7 +37,7 @@ def convert(model, rules):
     >>> [type(layer).__name__ for layer in small.layers]
     ['TTDense', 'Dense']
     """
-    _check_graph(model)
+    check_graph(model, "convert")
     if not rules:
         raise ValueError("convert: `rules` is empty; give at least one {key: layer -> new layer}.")
     layers = matching.leaf_layers(model)
@@ -75,7 +75,7 @@ def rebuild(model, replacements, configure=None):
             is_layer = isinstance(layer, keras.layers.Layer)
             if configure is not None and is_layer:
                 config = configure(layer, config)
-            new = type(layer).from_config(config)
+            new = _from_config(layer, config)
             # The graph also has nodes that are plain operations (x + y) and hold no variables.
             if is_layer:
                 copies.append((layer, new))
@@ -89,16 +89,37 @@ def rebuild(model, replacements, configure=None):
     return new_model
 
 
-def _check_graph(model):
+def _from_config(layer, config):
+    if not isinstance(layer, keras.layers.Lambda):
+        return type(layer).from_config(config)
+    # Keras takes a Python lambda for untrusted code, but this one is here already.
+    return type(layer)(
+        layer.function,
+        output_shape=layer._output_shape,
+        mask=layer.mask,
+        arguments=layer.arguments,
+        name=config["name"],
+        dtype=config["dtype"],
+        trainable=config["trainable"],
+    )
+
+
+def check_graph(model, caller):
+    """Raises `ValueError` unless `model` is a built Sequential or functional model.
+
+    Args:
+        model: Anything.
+        caller: Name of the function that the error speaks for.
+    """
     if not isinstance(model, keras.Model):
-        raise ValueError(f"convert takes a keras.Model; got {type(model).__name__}.")
+        raise ValueError(f"{caller} takes a keras.Model; got {type(model).__name__}.")
     # A functional model keeps the graph of its operations; a subclassed one only runs code.
     if not isinstance(model, keras.Sequential) and not hasattr(model, "operations"):
         raise ValueError(
-            f"convert: model '{model.name}' is subclassed: there is no graph to walk. Build it "
+            f"{caller}: model '{model.name}' is subclassed: there is no graph to walk. Build it "
             "from keras.Input with the functional API, or replace the layers in its constructor."
         )
     if not model.built:
         raise ValueError(
-            f"convert: model '{model.name}' is not built; give it a keras.Input or call it first."
+            f"{caller}: model '{model.name}' is not built; give it a keras.Input or call it first."
         )

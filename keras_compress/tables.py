@@ -20,6 +20,12 @@ class Table:
         self.align = align or "<" + ">" * (len(self.header) - 1)
         self.title = title
 
+    def __str__(self):
+        return self.to_text()
+
+    def _repr_html_(self):
+        return self.to_html()
+
     def to_text(self):
         """Columns padded to the same width."""
         lines = [self.header, *self.cells]

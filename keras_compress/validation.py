@@ -28,7 +28,8 @@ def integer(name, value, low, high, owner=None):
     whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not whole or not low <= value <= high:
         raise ValueError(
-            f"{prefix(owner)}`{name}` must be an integer from {low} to {high}; got {name}={value!r}."
+            f"{prefix(owner)}`{name}` must be an integer from {low} to {high}; "
+            f"got {name}={value!r}."
         )
     return int(value)
 

@@ -150,3 +150,18 @@ def test_subclassed_models_are_refused_with_the_remedy():
     model(X)
     with pytest.raises(ValueError, match="functional API"):
         kc.convert(model, {"dense*": to_tt})
+
+
+def test_a_python_lambda_beside_a_replaced_layer_is_kept():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            keras.layers.Dense(8, name="fc"),
+            keras.layers.Lambda(lambda x, factor: factor * x, arguments={"factor": 3.0}),
+        ]
+    )
+    new = kc.convert(model, {"fc": lambda fc: kc.layers.FactorizedDense.from_layer(fc, rank=8)})
+    x = np.random.default_rng(0).normal(size=(4, 8)).astype("float32")
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(new(x)), keras.ops.convert_to_numpy(model(x)), atol=1e-4
+    )

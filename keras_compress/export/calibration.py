@@ -25,21 +25,48 @@ def calibration_samples(model, calibration):
             finite.
     """
     if _is_arrays(calibration):
-        arrays = _flatten(model, calibration)
+        arrays = flatten_inputs(model, calibration)
     else:
         arrays = _gather(model, calibration)
     return [_checked(array, tensor) for array, tensor in zip(arrays, model.inputs, strict=True)]
 
 
-def random_samples(model, count=4):
+def flatten_inputs(model, x, argument="calibration"):
+    """Arrays in the order of `model.inputs`, given as the model's call takes them.
+
+    Raises:
+        ValueError: naming `argument`, if an input is missing or there are too many.
+    """
+    if isinstance(x, dict):
+        nested = input_structure(model)
+        keys = list(nested) if isinstance(nested, dict) else [t.name for t in model.inputs]
+        missing = [key for key in keys if key not in x]
+        if missing:
+            raise ValueError(
+                f"{argument}: no samples for the inputs {missing}; the model takes {keys}, got "
+                f"{list(x)}."
+            )
+        x = {key: x[key] for key in keys} if isinstance(nested, dict) else [x[k] for k in keys]
+    arrays = [np.asarray(array) for array in keras.tree.flatten(x)]
+    if len(arrays) != len(model.inputs):
+        raise ValueError(
+            f"{argument}: the model takes {len(model.inputs)} inputs; got {len(arrays)} arrays."
+        )
+    return arrays
+
+
+def random_samples(model, count=4, length=1):
     """Normal samples for float inputs, zeros for others (valid in any vocabulary).
 
-    An open axis gets the length 1.
+    Args:
+        model: A built Keras model with `inputs`.
+        count: Number of samples.
+        length: Length of open axes.
     """
     rng = np.random.default_rng(0)
     samples = []
     for tensor in model.inputs:
-        shape = (count, *(1 if length is None else length for length in tensor.shape[1:]))
+        shape = (count, *(length if size is None else size for size in tensor.shape[1:]))
         random = "float" in keras.backend.standardize_dtype(tensor.dtype)
         values = rng.normal(size=shape) if random else np.zeros(shape)
         samples.append(values.astype(tensor.dtype))
@@ -54,26 +81,6 @@ def _is_arrays(value):
     return hasattr(value, "shape")
 
 
-def _flatten(model, x):
-    """Arrays in the order of `model.inputs`, given as the model's call takes them."""
-    if isinstance(x, dict):
-        nested = input_structure(model)
-        keys = list(nested) if isinstance(nested, dict) else [t.name for t in model.inputs]
-        missing = [key for key in keys if key not in x]
-        if missing:
-            raise ValueError(
-                f"calibration: no samples for the inputs {missing}; the model takes {keys}, got "
-                f"{list(x)}."
-            )
-        x = {key: x[key] for key in keys} if isinstance(nested, dict) else [x[k] for k in keys]
-    arrays = [np.asarray(array) for array in keras.tree.flatten(x)]
-    if len(arrays) != len(model.inputs):
-        raise ValueError(
-            f"calibration: the model takes {len(model.inputs)} inputs; got {len(arrays)} arrays."
-        )
-    return arrays
-
-
 def _gather(model, batches):
     if not hasattr(batches, "__iter__") and not hasattr(batches, "__getitem__"):
         raise ValueError(
@@ -84,7 +91,7 @@ def _gather(model, batches):
     for batch in batches:
         if isinstance(batch, tuple) and len(batch) in (2, 3):
             batch = batch[0]
-        arrays = _flatten(model, batch)
+        arrays = flatten_inputs(model, batch)
         kept.append(arrays)
         rows += len(arrays[0])
         if rows >= MAX_SAMPLES:

@@ -38,8 +38,16 @@ _REMEDIES = (
     ("ResizeBicubic", 'interpolation="bilinear" and "nearest" convert.'),
 )
 
+#: What to do about any other operation.
+REMEDY = (
+    "Replace the layer by one made of builtin operations (kc.convert), or cut the model there and "
+    "run that part outside of the .tflite."
+)
 
-def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, markers=False):
+
+def convert_to_bytes(
+    model, quantize, samples, batch_size, named_after=None, markers=False, calls=None
+):
     """Converts a built model to the bytes of a .tflite.
 
     Args:
@@ -49,7 +57,9 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, mar
         batch_size: Integer or `None`.
         named_after: Model whose inputs and outputs name those of the file, if `model` is a copy of
             it: Keras names the inputs of a copy otherwise.
-        markers: Whether the model has markers (see `export.markers`), which are custom operations.
+        markers: Whether there are markers (see `export.markers`), which are custom operations.
+        calls: Dict from `id(layer)` to the function that is traced in place of the layer's `call`,
+            or `None`.
 
     Returns:
         `(content, givers)`: the bytes, and a dict from the name of each output to the path (see
@@ -61,10 +71,13 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, mar
     """
     import tensorflow as tf
 
-    function, names, givers = _concrete_function(model, batch_size, named_after or model)
-    # The converter freezes only the variables that it finds tracked; Keras's own are not.
+    function, names, givers = _concrete_function(
+        model, batch_size, named_after or model, calls or {}
+    )
+    # The converter freezes only the variables that it finds tracked; Keras's own are not. Those
+    # that no operation reads would be copied for nothing.
     holder = tf.Module()
-    holder.variables_of_model = [variable.value for variable in model.variables]
+    holder.variables_of_model = list(function.variables)
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     converter.allow_custom_ops = markers
@@ -72,7 +85,8 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, mar
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
     if quantize == "float16":
         converter.target_spec.supported_types = [tf.float16]
-    elif quantize == "int8":
+    # Without samples, the ranges of int8 are those of the fake quantisation in the model.
+    elif quantize == "int8" and samples is not None:
         converter.target_spec.supported_ops.append(tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
         converter.representative_dataset = lambda: (
             dict(zip(names, row, strict=True)) for row in _rows(samples, batch_size or 1)
@@ -81,6 +95,7 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, mar
         with warnings.catch_warnings():
             # The converter's own calibrator still uses TensorFlow's interpreter.
             warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprec")
+            warnings.filterwarnings("ignore", message="Statistics for quantized inputs")
             return converter.convert(), givers
     except Exception as error:
         refusal = _explain(model, function, str(error))
@@ -89,7 +104,7 @@ def convert_to_bytes(model, quantize, samples, batch_size, named_after=None, mar
         raise ValueError(refusal) from error
 
 
-def _concrete_function(model, batch_size, named_after):
+def _concrete_function(model, batch_size, named_after, calls):
     """Traces `model` for inference; inputs and outputs keep their names in the signature."""
     import tensorflow as tf
 
@@ -109,14 +124,14 @@ def _concrete_function(model, batch_size, named_after):
         givers.update((label, path_in(tensor.name, paths)) for label, tensor in outputs.items())
         return outputs
 
-    with _TRACING, _scopes(model):
+    with _TRACING, _scopes(model, calls):
         function = tf.function(serve, autograph=False).get_concrete_function(**specs)
     return function, names, givers
 
 
 @contextlib.contextmanager
-def _scopes(model):
-    """While it lasts, each layer computes in a name scope that is its path.
+def _scopes(model, calls):
+    """While it lasts, each layer computes in a name scope that is its path, by `calls` if there.
 
     Keras opens scopes too, but numbers them, so that a second call of "fc" and a layer "fc_1" look
     alike. The converter carries names through whatever it fuses.
@@ -125,7 +140,7 @@ def _scopes(model):
     own = [(layer, vars(layer)["call"]) for _, layer in layers if "call" in vars(layer)]
     try:
         for path, layer in layers:
-            layer.call = _in_scope(path, layer.call)
+            layer.call = _in_scope(path, calls.get(id(layer), layer.call))
         yield
     finally:
         for _, layer in layers:
@@ -177,9 +192,7 @@ def _explain(model, function, message):
     return " ".join(
         [
             f"to_tflite: {where}'{model.name}' cannot run on LiteRT, {what}.",
-            *remedies,
-            "Replace the layer by one made of builtin operations (kc.convert), or cut the model "
-            "there and run that part outside of the .tflite.",
+            *(remedies or [REMEDY]),
         ]
     )
 

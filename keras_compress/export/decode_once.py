@@ -55,15 +55,24 @@ class Decoder:
         target = self.graph.add_constant(f"{self.site.name}/shape", np.array(shape, np.int32))
         return self.apply("RESHAPE", [tensor, target], shape, "INT8", options, scale)
 
-    def variable(self, tensor, shape, scale):
-        """Assigns the result to a variable; returns the tensor that reads it at the site."""
-        graph = self.site.graph
+    @property
+    def done(self):
+        """Whether another call of the same layer has its weights decoded."""
+        return self.site.variable_name in self.site.flatbuffer.variables
+
+    def assign(self, tensor):
+        """Assigns the result to the variable."""
+        self.site.flatbuffer.variables.add(self.site.variable_name)
         self.graph.emit(
             "ASSIGN_VARIABLE",
             [self._handle(self.graph, self.graph.emit), tensor],
             [],
             self.schema.AssignVariableOptionsT(),
         )
+
+    def read(self, shape, scale):
+        """The tensor that reads the variable at the site."""
+        graph = self.site.graph
         weights = graph.add_tensor(f"{self.site.name}/kernel", shape, "INT8", scale=scale)
         handle = self._handle(graph, self.site.emit)
         self.site.emit("READ_VARIABLE", [handle], [weights], self.schema.ReadVariableOptionsT())
@@ -90,14 +99,20 @@ def table_weights(site, symbols, levels, scale):
         `(tensor, bits)`: the int8 weights at the site, and the bits of one symbol in the file.
     """
     each = symbols_per_byte(len(levels))
+    decoder = Decoder(site)
+    if not decoder.done:
+        decoder.assign(_decode_table(decoder, symbols, levels, each))
+    return decoder.read(symbols.shape, scale), 8 / each
+
+
+def _decode_table(decoder, symbols, levels, each):
+    site = decoder.site
     radix = len(levels) if each in (8, 5) else 2 ** (8 // each)
     padded = np.pad(symbols.reshape(-1), (0, -symbols.size % each)).reshape(-1, each)
     powers = radix ** np.arange(each)
     packed = (padded * powers).sum(1).astype(np.uint8)
     digits = np.arange(radix**each)[:, None] // powers % radix
     table = np.asarray(levels, np.int8)[np.minimum(digits, len(levels) - 1)]
-
-    decoder = Decoder(site)
     codes = decoder.cast(decoder.constant("codes", packed), packed.shape, "INT32")
     entries = decoder.gather(
         decoder.constant("table", table, 1.0), codes, [len(packed), each], scale=1.0
@@ -111,8 +126,7 @@ def table_weights(site, symbols, levels, scale):
         entries = decoder.apply(
             "SLICE", [entries, *ends], [symbols.size], "INT8", site.schema.SliceOptionsT(), 1.0, 2
         )
-    weights = decoder.reshape(entries, symbols.shape, 1.0)
-    return decoder.variable(weights, symbols.shape, scale), 8 / each
+    return decoder.reshape(entries, symbols.shape, 1.0)
 
 
 def symbols_per_byte(alphabet):
@@ -134,6 +148,14 @@ def hashed_weights(site, ints, scale, seed, shape):
         The int8 weights `(outputs, inputs)` at the site.
     """
     decoder = Decoder(site)
+    rows = (shape[1], shape[0])
+    if not decoder.done:
+        decoder.assign(_decode_hash(decoder, ints, seed, shape))
+    return decoder.read(rows, scale)
+
+
+def _decode_hash(decoder, ints, seed, shape):
+    site = decoder.site
     rows = (shape[1], shape[0])
     by_input, by_output = (vector.view(np.int32) for vector in axis_hashes(shape, seed))
     total = _binary(
@@ -165,8 +187,7 @@ def hashed_weights(site, ints, scale, seed, shape):
         site.schema.FloorModOptionsT(),
     )
     table = _signed_table(decoder, ints)
-    weights = decoder.gather(table, index, rows, 1.0)
-    return decoder.variable(weights, rows, scale)
+    return decoder.gather(table, index, rows, 1.0)
 
 
 def _signed_table(decoder, ints):

@@ -1,5 +1,8 @@
 """A .tflite as an object graph that can be edited: the only file that knows the schema."""
 
+import hashlib
+
+import flatbuffers
 import numpy as np
 
 
@@ -18,6 +21,8 @@ class Flatbuffer:
         self._utils = flatbuffer_utils
         self.model = flatbuffer_utils.read_model_from_bytearray(bytearray(content))
         self._initializer = None
+        #: Names of the variables that the initializer fills.
+        self.variables = set()
 
     @property
     def subgraphs(self):
@@ -35,7 +40,11 @@ class Flatbuffer:
             graph.drop_unused_tensors()
         self._drop_unused_operator_codes()
         self._drop_unused_buffers()
-        return bytes(self._utils.convert_object_to_bytearray(self.model))
+        # A builder that has to grow holds its content twice.
+        size = sum(0 if b.data is None else len(b.data) for b in self.model.buffers)
+        builder = flatbuffers.Builder(size + 2**20)
+        builder.Finish(self.model.Pack(builder), file_identifier=b"TFL3")
+        return bytes(memoryview(builder.Bytes)[builder.Head() :])
 
     def initializer(self):
         """The subgraph that runs once, before the first invocation: added when first asked for."""
@@ -115,14 +124,12 @@ class Flatbuffer:
         kept, place, first = [], {}, {}
         for old in sorted(used):
             data = model.buffers[old].data
-            content = None if data is None or len(data) == 0 else bytes(data)
-            if content is not None and content in first:
-                place[old] = first[content]
-                continue
-            place[old] = len(kept)
-            kept.append(model.buffers[old])
-            if content is not None:
-                first[content] = place[old]
+            # By digest: a copy of every constant would double the memory that an export takes.
+            content = old if data is None or len(data) == 0 else hashlib.sha256(data).digest()
+            if content not in first:
+                first[content] = len(kept)
+                kept.append(model.buffers[old])
+            place[old] = first[content]
         model.buffers = kept
         for holder in [*(t for g in model.subgraphs for t in g.tensors), *(model.metadata or [])]:
             holder.buffer = place[holder.buffer]
@@ -220,8 +227,10 @@ class Subgraph:
         graph.inputs, graph.outputs = moved(graph.inputs), moved(graph.outputs)
         for operator in graph.operators:
             operator.inputs, operator.outputs = moved(operator.inputs), moved(operator.outputs)
-        if graph is self.owner.model.subgraphs[0]:
-            for signature in self.owner.model.signatureDefs or []:
+            if operator.intermediates is not None:
+                operator.intermediates = moved(operator.intermediates)
+        for signature in self.owner.model.signatureDefs or []:
+            if self.owner.model.subgraphs[signature.subgraphIndex] is graph:
                 for entry in (*signature.inputs, *signature.outputs):
                     entry.tensorIndex = place[entry.tensorIndex]
 

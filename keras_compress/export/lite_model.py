@@ -2,13 +2,21 @@
 
 import functools
 import gzip
+import html
 import pathlib
 
 import keras
 import numpy as np
 
 from keras_compress.export import structure
+from keras_compress.export.report import layer_rows, layer_table
 from keras_compress.export.timing import time_together
+
+#: Samples that `predict` gives at once to a model whose batch axis is open.
+OPEN_BATCH = 32
+
+#: Longest input that is tried out for a model whose axes are open.
+MAX_OPEN_LENGTH = 1024
 
 
 class LiteModel:
@@ -23,6 +31,7 @@ class LiteModel:
         quantize: The quantization asked for.
         layers: What became of each kernel that is stored in a form of its own: a list of
             `StoredLayer`.
+        origin: The `report.Origin` of an export, or `None` for a file.
 
     Attributes:
         content: The bytes.
@@ -32,22 +41,47 @@ class LiteModel:
             output; `None` if there was no such data.
         agreement: Share of calibration samples whose largest output is the same as Keras's;
             `None` likewise.
+        open_length: Length that axes left open have until there is data: the smallest power of two
+            that the model was found to run on.
     """
 
-    def __init__(self, content, path=None, model=None, quantize=None, layers=()):
+    def __init__(self, content, path=None, model=None, quantize=None, layers=(), origin=None):
         self.content = bytes(content)
         self.path = path
         self.model = model
         self.quantize = quantize
         self.layers = list(layers)
+        self.origin = origin
         self.max_error = None
         self.agreement = None
+        self.open_length = 1
 
     @classmethod
     def load(cls, path):
         """Reads a .tflite file."""
         path = pathlib.Path(path)
         return cls(path.read_bytes(), path=path)
+
+    @classmethod
+    def of(cls, source):
+        """Makes a `LiteModel` of a path, of the bytes of a .tflite, or of a `LiteModel`."""
+        if isinstance(source, cls):
+            return source
+        if isinstance(source, (bytes, bytearray, memoryview)):
+            return cls(source)
+        if isinstance(source, (str, pathlib.Path)):
+            return cls.load(source)
+        raise ValueError(
+            "A .tflite is given as a LiteModel, a path or bytes; got "
+            f"{type(source).__name__}. kc.export.to_tflite() makes one of a Keras model."
+        )
+
+    @property
+    def name(self):
+        """Name of the file, or of the Keras model; `None` if there is neither."""
+        if self.path is not None:
+            return pathlib.Path(self.path).name
+        return None if self.model is None else self.model.name
 
     @property
     def nbytes(self):
@@ -65,23 +99,38 @@ class LiteModel:
         operations = self.interpreter(delegate=False)._get_ops_details()
         return [op["op_name"] for op in operations if op["op_name"] != "DELEGATE"]
 
-    def interpreter(self, threads=1, delegate=True):
+    def interpreter(self, threads=1, delegate=True, preserve=False):
         """A fresh LiteRT interpreter on this model, tensors allocated.
+
+        Axes that the file leaves open have the length `open_length`, but for the batch's, which is
+        1. `resize_tensor_input` changes them.
 
         Args:
             threads: Number of threads.
             delegate: Whether the XNNPACK delegate (on by default in LiteRT) may take operations.
+            preserve: Whether the values of all tensors can be read after a call; only without
+                delegate.
         """
         from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
         plain = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-        interpreter = Interpreter(
-            model_content=self.content,
-            num_threads=threads,
-            experimental_op_resolver_type=OpResolverType.AUTO if delegate else plain,
-        )
-        interpreter.allocate_tensors()
-        return interpreter
+        while True:
+            interpreter = Interpreter(
+                model_content=self.content,
+                num_threads=threads,
+                experimental_op_resolver_type=OpResolverType.AUTO if delegate else plain,
+                experimental_preserve_all_tensors=preserve,
+            )
+            is_open = _open_axes_to(interpreter, self.open_length)
+            try:
+                interpreter.allocate_tensors()
+            except RuntimeError:
+                # A convolution, say, may not fit in so short an input.
+                if not is_open or self.open_length >= MAX_OPEN_LENGTH:
+                    raise
+                self.open_length *= 2
+            else:
+                return interpreter
 
     @functools.cached_property
     def _runner(self):
@@ -97,26 +146,47 @@ class LiteModel:
         """Names of the outputs, as in the signature of the file."""
         return list(self._runner.get_output_details())
 
+    def signature(self, side):
+        """Inputs or outputs of the file.
+
+        Args:
+            side: `"input"` or `"output"`.
+
+        Returns:
+            List of dicts with `name`, `shape` (`None` for an open axis) and `dtype`.
+        """
+        details = getattr(self._runner, f"get_{side}_details")()
+        return [
+            {
+                "name": name,
+                "shape": [None if n == -1 else int(n) for n in _signature_shape(detail)],
+                "dtype": np.dtype(detail["dtype"]).name,
+            }
+            for name, detail in details.items()
+        ]
+
     def predict(self, x):
         """Runs the model on any number of samples.
 
         Args:
             x: An array `(samples, ...)`, or a list or dict of arrays for several inputs (a list is
-                in the order of `input_names`).
+                in the order of `input_names`). Axes that the model leaves open take any length.
 
         Returns:
             An array, or a dict of arrays by output name if the model has several outputs.
         """
         details = self._runner.get_input_details()
         arrays = self._by_name(x, details)
-        batch = next(iter(details.values()))["shape"][0]
+        batch = int(_signature_shape(next(iter(details.values())))[0])
         count = len(next(iter(arrays.values())))
         if count == 0:
             raise ValueError("predict: there are no samples.")
+        fixed = batch != -1
+        batch = batch if fixed else OPEN_BATCH
         chunks = []
         for start in range(0, count, batch):
             rows = {name: array[start : start + batch] for name, array in arrays.items()}
-            short = batch - len(next(iter(rows.values())))
+            short = batch - len(next(iter(rows.values()))) if fixed else 0
             if short:
                 rows = {
                     name: np.concatenate([r, np.repeat(r[-1:], short, axis=0)])
@@ -143,13 +213,18 @@ class LiteModel:
         arrays = {}
         for name, detail in details.items():
             array = np.asarray(x[name], detail["dtype"])
-            expected = tuple(detail["shape"][1:].tolist())
-            if array.shape[1:] != expected and -1 not in expected:
+            expected = tuple(_signature_shape(detail)[1:].tolist())
+            if array.ndim != len(expected) + 1 or any(
+                e not in (-1, a) for e, a in zip(expected, array.shape[1:], strict=True)
+            ):
                 raise ValueError(
-                    f"predict: input '{name}' takes samples of shape {expected}; got "
-                    f"{array.shape[1:]}."
+                    f"predict: input '{name}' takes samples of shape {expected}"
+                    f"{' (-1: any length)' if -1 in expected else ''}; got {array.shape[1:]}."
                 )
             arrays[name] = array
+        counts = {name: len(array) for name, array in arrays.items()}
+        if len(set(counts.values())) > 1:
+            raise ValueError(f"predict: the inputs differ in their numbers of samples: {counts}.")
         return arrays
 
     def compare_with_keras(self, samples, reference=None):
@@ -184,17 +259,63 @@ class LiteModel:
         """Times one call, with other models in turn so that the ratios hold on a noisy machine.
 
         Args:
-            *others: `LiteModel`s (or paths) to run in the same rounds.
+            *others: `LiteModel`s, paths or bytes to run in the same rounds.
             runs: Timed rounds.
             threads: Threads of each interpreter.
 
         Returns:
-            A `Timing`: medians in microseconds and speed ratios to this model.
+            A `Timing`: medians in microseconds and speed ratios to this model. It prints as a
+            table.
         """
-        others = [o if isinstance(o, LiteModel) else LiteModel.load(o) for o in others]
+        others = [LiteModel.of(other) for other in others]
         return time_together([self, *others], runs=runs, threads=threads)
+
+    def table(self, runs=20, threads=1):
+        """What became of each layer: stored form, bytes, operation, share of latency.
+
+        LiteRT gives Python no profile of its operations, so that each layer's are cut out and timed
+        in turn: see `timing.time_parts`.
+
+        Args:
+            runs: Timed rounds for the share of latency; 0 leaves it out.
+            threads: Threads of the interpreters.
+
+        Returns:
+            A `Table`. The bytes of its rows add up to those of the file.
+
+        Raises:
+            ValueError: if the model was read from a file, which does not tell the layers.
+        """
+        return layer_table(self, layer_rows(self, runs, threads))
+
+    def summary(self, runs=20, threads=1):
+        """Prints `table()`."""
+        print(self.table(runs, threads).to_text())
+
+    def _repr_html_(self):
+        if self.origin is None:
+            return f"<code>{html.escape(repr(self))}</code>"
+        return self.table(runs=0).to_html()
 
     def __repr__(self):
         kind = self.quantize or "float32"
         where = f", {str(self.path)!r}" if self.path else ""
         return f"<LiteModel {kind}, {self.nbytes:,} bytes, {len(self.ops)} ops{where}>"
+
+
+def _signature_shape(detail):
+    """Shape of an input with -1 for axes that are open."""
+    signature = detail["shape_signature"]
+    return signature if len(signature) else detail["shape"]
+
+
+def _open_axes_to(interpreter, length):
+    """Gives all open axes but the batch's a length; returns whether there are any."""
+    is_open = False
+    for detail in interpreter.get_input_details():
+        shape = _signature_shape(detail)
+        if -1 in shape[1:]:
+            is_open = True
+            shape = [abs(shape[0]), *np.where(shape[1:] == -1, length, shape[1:])]
+            interpreter.resize_tensor_input(detail["index"], shape)
+    return is_open

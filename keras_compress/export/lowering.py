@@ -3,25 +3,33 @@
 What is chosen here is measured: `benchmarks/README.md` has the figures. In short, on one thread:
 
 - FULLY_CONNECTED has hybrid kernels (float in and out, inputs quantised to int8 on the fly) for
-  int8, int4 and int2 weights: the fastest form of a dense layer, and of a 1x1 convolution.
+  int8, int4 and int2 weights: the fastest form of a dense layer, and of a 1x1 convolution. Rows of
+  int4 and int2 weights follow each other without padding. One scale for the whole tensor is as good
+  as one for each output, which cost 12 bytes each, but not for int2: XNNPACK leaves that to a
+  kernel several times slower.
 - CONV_2D has a fast one for int8 weights only. Lower bits keep their size as patches and
   FULLY_CONNECTED, at a part of that speed.
 - What no native integer holds is decoded once, at the first invocation, into an int8 variable
   (`decode_once`). Decoding into float would cost six times as much at each call: a variable is
   copied and repacked every time.
-- DENSIFY of a sparse constant is done at load; from there on it is a dense float kernel.
+- DENSIFY of a sparse constant, and DEQUANTIZE of one, are done at load; from there on it is a dense
+  float kernel.
+- Blocks of zeros are left out of the computation too (`block_sparse`).
 """
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
-from keras_compress.export.decode_once import hashed_weights, table_weights
+from keras_compress.export import block_sparse
+from keras_compress.export.decode_once import hashed_weights, symbols_per_byte, table_weights
 from keras_compress.export.flatbuffer import pack
-from keras_compress.export.patches import patches
+from keras_compress.export.patches import patches, strided
 from keras_compress.export.sparsity import csr
 from keras_compress.layers.stored_kernel import (
+    BlockSparseKernel,
     CodebookKernel,
     GridKernel,
     HashedKernel,
@@ -32,6 +40,12 @@ from keras_compress.layers.stored_kernel import (
 _TYPES = {8: "INT8", 4: "INT4", 2: "INT2"}
 #: First version of an operation that takes weights of so few bits.
 _VERSIONS = {"FULLY_CONNECTED": {8: 5, 4: 9, 2: 9}, "CONV_2D": {8: 5}}
+#: Bytes of a scale and its zero point.
+_SCALE_BYTES = 12
+#: Bytes that the operations and tensors of a decoder take in the file, without its table.
+_DECODER_BYTES = 2000
+#: Bytes that the slice of one kernel position takes in the file.
+_TAP_BYTES = 400
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,17 +65,23 @@ def lower(kernel, site, geometry, optimize_for):
 
 @lower.register
 def _(kernel: GridKernel, site, geometry, optimize_for):
-    if optimize_for == "size" and 1 < len(np.unique(kernel.ints)) <= 3:
-        # Two or three levels take less as symbols in bytes than as int2.
+    if kernel.bits is None:
+        return _widened(site, kernel, geometry)
+    as_rows = _runs_as_rows(site, kernel.shape, geometry)
+    pointwise = _is_pointwise(kernel.shape, geometry)
+    if optimize_for == "size" and pointwise and 1 < len(np.unique(kernel.ints)) <= 3:
+        # Two or three levels take less as symbols in bytes than as int2. Not on patches: there a
+        # variable is twenty times slower than int2.
         levels, symbols = np.unique(kernel.ints, return_inverse=True)
-        return _decoded(
-            site, geometry, symbols.reshape(kernel.shape), levels, kernel.scale, kernel.shape
-        )
-    if geometry is None or _is_pointwise(kernel, geometry):
-        return _fully_connected(site, _strided(site, geometry), kernel)
-    if optimize_for == "latency" or kernel.bits == 8:
-        return _convolution(site, kernel, geometry)
-    return _fully_connected(site, patches(site, kernel.shape[:2], geometry), kernel)
+        native = _native_bytes(kernel, 2)
+        if _decoded_bytes(kernel.shape, len(levels), geometry) < native:
+            return _decoded(site, geometry, symbols, levels, kernel.scale, kernel.shape)
+    if not pointwise:
+        patched = _native_bytes(kernel, kernel.bits) + _patch_bytes(kernel.shape, geometry)
+        larger = patched >= _native_bytes(kernel, 8)
+        if optimize_for == "latency" or not as_rows or larger:
+            return _convolution(site, kernel, geometry)
+    return _fully_connected(site, _rows_of_inputs(site, kernel.shape, geometry), kernel)
 
 
 @lower.register
@@ -71,12 +91,17 @@ def _(kernel: CodebookKernel, site, geometry, optimize_for):
         ints, step = grid
         return lower(GridKernel(ints[kernel.codes], step), site, geometry, optimize_for)
     ints, step = nearest_grid(kernel.values)
-    by_conv = geometry is not None and not _is_pointwise(kernel, geometry)
-    if len(kernel.values) > 16 or (by_conv and optimize_for == "latency"):
-        rounded = GridKernel(ints[kernel.codes], step)
-        outcome = lower(rounded, site, geometry, "latency")
-        return dataclasses.replace(outcome, form="int8, nearest to the codebook")
-    return _decoded(site, geometry, kernel.codes, ints, step, kernel.shape)
+    slow = optimize_for == "latency" and not _is_pointwise(kernel.shape, geometry)
+    decodes = (
+        len(kernel.values) <= 16
+        and not slow
+        and _runs_as_rows(site, kernel.shape, geometry)
+        and _decoded_bytes(kernel.shape, len(kernel.values), geometry) < math.prod(kernel.shape)
+    )
+    if decodes:
+        return _decoded(site, geometry, kernel.codes, ints, step, kernel.shape)
+    outcome = lower(GridKernel(ints[kernel.codes], step), site, geometry, "latency")
+    return dataclasses.replace(outcome, form=f"{outcome.form}, nearest to the codebook")
 
 
 @lower.register
@@ -89,24 +114,32 @@ def _(kernel: HashedKernel, site, geometry, optimize_for):
 
 @lower.register
 def _(kernel: SparseKernel, site, geometry, optimize_for):
-    rows = np.ascontiguousarray(np.moveaxis(kernel.dense(), -1, 0))
+    rows = np.ascontiguousarray(np.moveaxis(kernel.kernel, -1, 0))
     values, sparsity = csr(site.schema, rows)
-    stored = site.constant("kernel", rows, content=values.tobytes(), type_name="FLOAT32")
+    type_name = site.flatbuffer.type_of(rows.dtype)
+    stored = site.constant("kernel", rows, content=values.tobytes(), type_name=type_name)
     site.graph.tensor(stored).sparsity = sparsity
     site.nbytes += sum(
-        np.asarray(part.values).nbytes
-        for metadata in sparsity.dimMetadata
-        for part in (metadata.arraySegments, metadata.arrayIndices)
-        if part is not None
+        part.values.nbytes
+        for part in (sparsity.dimMetadata[-1].arraySegments, sparsity.dimMetadata[-1].arrayIndices)
     )
-    dense = site.graph.add_tensor(f"{site.name}/dense", rows.shape, "FLOAT32")
+    dense = site.graph.add_tensor(f"{site.name}/dense", rows.shape, type_name)
     site.emit("DENSIFY", [stored], [dense], site.schema.DensifyOptionsT())
-    if geometry is None:
-        _emit_fully_connected(site, site.input, dense, version=1)
-    else:
-        _emit_convolution(site, dense, geometry, version=1)
-    name = "FULLY_CONNECTED" if geometry is None else "CONV_2D"
-    return Outcome(f"float32 sparse, {kernel.density:.0%} kept", f"{name} float32", exact=True)
+    if rows.dtype == np.float16:
+        dense = site.widened(dense)
+    name = emit_product(site, dense, geometry)
+    form = f"{rows.dtype.name} sparse, {kernel.density:.0%} kept"
+    return Outcome(form, f"{name} float32", exact=rows.dtype == np.float32)
+
+
+@lower.register
+def _(kernel: BlockSparseKernel, site, geometry, optimize_for):
+    if not block_sparse.expressible(site):
+        return lower(SparseKernel(kernel.kernel), site, geometry, optimize_for)
+    block_sparse.block_product(site, kernel)
+    dtype, (height, width) = kernel.kernel.dtype, kernel.block
+    form = f"{dtype.name} blocks of {height}x{width}, {kernel.occupied.mean():.0%} kept"
+    return Outcome(form, "BATCH_MATMUL float32", exact=dtype == np.float32)
 
 
 def nearest_grid(values):
@@ -129,45 +162,95 @@ def nearest_grid(values):
 
 
 def _fully_connected(site, inputs, kernel):
-    ints = np.moveaxis(kernel.ints, -1, 0)
-    rows = np.ascontiguousarray(ints.reshape(len(ints), -1))
+    rows = _by_output(kernel.ints)
     bits = kernel.bits
-    weights = site.constant(
-        "kernel", rows, kernel.scale, type_name=_TYPES[bits], content=pack(rows, bits)
-    )
+    if bits == 2 and _native_bytes(kernel, 4) <= _native_bytes(kernel, 2):
+        bits = 4
+    scale = _scales(kernel, bits)
+    weights = site.constant("kernel", rows, scale, type_name=_TYPES[bits], content=pack(rows, bits))
     _emit_fully_connected(site, inputs, weights, _VERSIONS["FULLY_CONNECTED"][bits])
     return Outcome(f"int{bits}", f"FULLY_CONNECTED int{bits}")
 
 
 def _convolution(site, kernel, geometry):
     filters = np.ascontiguousarray(np.moveaxis(kernel.ints, -1, 0))
-    scale = np.broadcast_to(kernel.scale, len(filters))
-    weights = site.constant("kernel", filters, scale)
+    weights = site.constant("kernel", filters, _scales(kernel, 8))
     _emit_convolution(site, weights, geometry, _VERSIONS["CONV_2D"][8])
     return Outcome("int8", "CONV_2D int8")
 
 
+def _widened(site, kernel, geometry):
+    """int8 that LiteRT's integer kernels do not take, made float at load."""
+    filters = np.ascontiguousarray(np.moveaxis(kernel.ints, -1, 0))
+    weights = site.widened(site.constant("kernel", filters, _scales(kernel, 8)))
+    name = emit_product(site, weights, geometry)
+    return Outcome("int8", f"{name} float32", exact=True)
+
+
 def _decoded(site, geometry, symbols, levels, scale, shape):
     """Symbols packed in bytes, decoded once into an int8 variable."""
-    rows = np.moveaxis(symbols, -1, 0).reshape(shape[-1], -1)
-    if geometry is None or _is_pointwise(symbols, geometry):
-        inputs = _strided(site, geometry)
-    else:
-        inputs = patches(site, shape[:2], geometry)
-    weights, bits = table_weights(site, rows, levels, scale)
+    symbols = symbols.reshape(shape)
+    inputs = _rows_of_inputs(site, shape, geometry)
+    weights, bits = table_weights(site, _by_output(symbols), levels, scale)
     _emit_fully_connected(site, inputs, weights, version=5)
     return Outcome(f"{bits:.3g}-bit codes, decoded once", "FULLY_CONNECTED int8 variable")
 
 
-def _is_pointwise(kernel, geometry):
-    return geometry is not None and tuple(kernel.shape[:2]) == (1, 1)
+def _by_output(kernel):
+    """A kernel as the matrix (outputs, inputs) that FULLY_CONNECTED takes."""
+    kernel = np.moveaxis(kernel, -1, 0)
+    return np.ascontiguousarray(kernel.reshape(len(kernel), -1))
 
 
-def _strided(site, geometry):
-    """Input of a pointwise product: every stride-th position."""
+def _scales(kernel, bits):
+    """The scale of a `GridKernel`, one for each output only where it must be."""
+    one = kernel.scale.size == 1 or bool(np.all(kernel.scale == kernel.scale.flat[0]))
+    if one and bits != 2:
+        return kernel.scale.flat[0]
+    return np.broadcast_to(kernel.scale, kernel.shape[-1])
+
+
+def _native_bytes(kernel, bits):
+    scales = np.size(_scales(kernel, bits))
+    return -(-math.prod(kernel.shape) * bits // 8) + _SCALE_BYTES * scales
+
+
+def _decoded_bytes(shape, alphabet, geometry):
+    each = symbols_per_byte(alphabet)
+    codes = -(-math.prod(shape) // each)
+    return codes + 256 * each + _DECODER_BYTES + _patch_bytes(shape, geometry)
+
+
+def _patch_bytes(shape, geometry):
+    return 0 if _is_pointwise(shape, geometry) else _TAP_BYTES * math.prod(shape[:2])
+
+
+def _is_pointwise(shape, geometry):
+    """Whether a kernel is that of a dense layer or of a 1x1 convolution."""
+    return geometry is None or tuple(shape[:2]) == (1, 1)
+
+
+def _runs_as_rows(site, shape, geometry):
+    """Whether FULLY_CONNECTED can run it; patches are of an input of known size."""
+    return _is_pointwise(shape, geometry) or -1 not in site.signature(site.input)[1:]
+
+
+def _rows_of_inputs(site, shape, geometry):
+    """What FULLY_CONNECTED multiplies: the input, or the patches of a convolution."""
+    if not _is_pointwise(shape, geometry):
+        return patches(site, shape[:2], geometry)
     if geometry is None or max(geometry.strides) == 1:
         return site.input
-    return patches(site, (1, 1), geometry)
+    return strided(site, geometry.strides)
+
+
+def emit_product(site, weights, geometry):
+    """Emits the layer's own operation on float weights; returns its name."""
+    if geometry is None:
+        _emit_fully_connected(site, site.input, weights, version=1)
+        return "FULLY_CONNECTED"
+    _emit_convolution(site, weights, geometry, version=1)
+    return "CONV_2D"
 
 
 def _emit_fully_connected(site, inputs, weights, version):

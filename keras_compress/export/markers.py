@@ -15,7 +15,7 @@ _PATTERN = re.compile(re.escape(NAME).replace(r"\{\}", r"(\d+)"))
 
 def mark(layer, number):
     """Makes a layer's `multiply` a marker: for an export form that is about to be traced."""
-    layer.multiply = _marked(layer.multiply, number)
+    layer.multiply = marked(layer.multiply, number)
 
 
 def number_of(custom_code):
@@ -24,7 +24,13 @@ def number_of(custom_code):
     return match and int(match.group(1))
 
 
-def _marked(multiply, number):
+def marked(multiply, number):
+    """A function `(inputs, kernel)` that is traced as the custom operation of a number.
+
+    Args:
+        multiply: The product that it stands for; only its shapes are used.
+        number: Number of the stored kernel.
+    """
     import tensorflow as tf
 
     # What the converter's PrepareCompositeFunctions pass looks for.

@@ -1,13 +1,11 @@
 """A convolution's receptive fields as rows, so that FULLY_CONNECTED can run it."""
 
-import numpy as np
-
 
 def patches(site, kernel_size, geometry):
     """Emits PAD, STRIDED_SLICE and CONCATENATION that lower the input of a convolution.
 
     Args:
-        site: The `Site`.
+        site: The `Site`. Height and width of its input are known.
         kernel_size: `(height, width)`.
         geometry: `Convolution`, channels last.
 
@@ -15,7 +13,7 @@ def patches(site, kernel_size, geometry):
         Index of a tensor `(batch, out_height, out_width, height * width * channels)`.
     """
     schema = site.schema
-    batch, *size, channels = site.input_shape
+    batch, *size, channels = site.signature(site.input)
     out = site.output_shape[1:3]
     spans = [(k - 1) * d for k, d in zip(kernel_size, geometry.dilation_rate, strict=True)]
     inputs = site.input
@@ -27,13 +25,11 @@ def patches(site, kernel_size, geometry):
         if any(totals):
             padding = [[0, 0], *([t // 2, t - t // 2] for t in totals), [0, 0]]
             size = [length + total for length, total in zip(size, totals, strict=True)]
-            amounts = site.graph.add_constant(f"{site.name}/padding", np.array(padding, np.int32))
             padded = site.value("padded", [batch, *size, channels])
-            site.emit("PAD", [inputs, amounts], [padded], schema.PadOptionsT())
+            site.emit(
+                "PAD", [inputs, site.indices("padding", padding)], [padded], schema.PadOptionsT()
+            )
             inputs = padded
-    strides = site.graph.add_constant(
-        f"{site.name}/strides", np.array([1, *geometry.strides, 1], np.int32)
-    )
     parts = []
     for row in range(kernel_size[0]):
         for column in range(kernel_size[1]):
@@ -42,15 +38,9 @@ def patches(site, kernel_size, geometry):
                 b + (o - 1) * stride + 1
                 for b, o, stride in zip(begin, out, geometry.strides, strict=True)
             ]
-            ends = [
-                site.graph.add_constant(f"{site.name}/{label}", np.array(value, np.int32))
-                for label, value in (("begin", [0, *begin, 0]), ("end", [0, *end, 0]))
-            ]
             part = site.value("part", [batch, *out, channels])
-            options = schema.StridedSliceOptionsT()
             # Batch and channels are taken whole.
-            options.beginMask = options.endMask = 0b1001
-            site.emit("STRIDED_SLICE", [inputs, *ends, strides], [part], options)
+            _slice(site, inputs, part, [0, *begin, 0], [0, *end, 0], geometry.strides, 0b1001)
             parts.append(part)
     if len(parts) == 1:
         return parts[0]
@@ -59,3 +49,28 @@ def patches(site, kernel_size, geometry):
     options.axis = 3
     site.emit("CONCATENATION", parts, [rows], options)
     return rows
+
+
+def strided(site, strides):
+    """Emits a STRIDED_SLICE that takes every stride-th position: the input of a 1x1 convolution.
+
+    Args:
+        site: The `Site`. Height and width of its input may be open.
+        strides: `(height, width)`.
+
+    Returns:
+        Index of a tensor `(batch, out_height, out_width, channels)`.
+    """
+    shape = [*site.signature(site.output)[:3], site.input_shape[3]]
+    part = site.value("part", shape)
+    _slice(site, site.input, part, [0] * 4, [0] * 4, strides, 0b1111)
+    return part
+
+
+def _slice(site, inputs, output, begin, end, strides, mask):
+    """STRIDED_SLICE that ignores begin and end of the axes in the mask."""
+    options = site.schema.StridedSliceOptionsT()
+    options.beginMask = options.endMask = mask
+    operands = [("begin", begin), ("end", end), ("strides", [1, *strides, 1])]
+    constants = [site.indices(label, values) for label, values in operands]
+    site.emit("STRIDED_SLICE", [inputs, *constants], [output], options)

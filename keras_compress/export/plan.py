@@ -7,12 +7,17 @@ import numpy as np
 
 from keras_compress.convert import rebuild
 from keras_compress.export import markers
-from keras_compress.layers import CompressedConv2D, CompressedLayer
+from keras_compress.export.block_sparse import stored_entries
+from keras_compress.export.sparsity import encode
+from keras_compress.layers import CompressedConv2D
+from keras_compress.layers.fake_quant import FakeQuant
 from keras_compress.layers.stored_kernel import (
+    BlockSparseKernel,
     CodebookKernel,
     Convolution,
     GridKernel,
     SparseKernel,
+    block_of,
     grid_of,
 )
 from keras_compress.layers.stored_layers import StoredConv2D, StoredDense
@@ -20,8 +25,12 @@ from keras_compress.matching import leaf_layers
 
 STORAGE = ("auto", "dense", "compact")
 
-#: A sparse tensor takes 6 bytes a nonzero (value and index): above this share it saves less than a tenth.
-MAX_DENSITY = 0.6
+#: Largest share of the dense kernel's bytes that a sparse tensor may take.
+MAX_SPARSE_SHARE = 0.9
+#: Largest share of entries in blocks that are kept, and the width at which that pays off for any
+#: number of rows: products of narrow blocks leave vector units idle.
+MAX_BLOCK_SHARE = 0.5
+FULL_WIDTH = 64
 #: Kernels with fewer entries than this cost more to describe than they save.
 MIN_ENTRIES = 1024
 
@@ -46,12 +55,22 @@ def full_precision(model):
 
     LiteRT's builtins compute in float32; half precision is a matter of storage there.
     """
-    if all(layer.compute_dtype == layer.variable_dtype for layer in leaf_layers(model)):
+    if not any(map(_is_half, leaf_layers(model))):
         return model
-    return rebuild(model, {}, lambda layer, config: config | {"dtype": layer.variable_dtype})
+    full = {"dtype": "float32"}
+    return rebuild(model, {}, lambda layer, config: config | (full if _is_half(layer) else {}))
 
 
-def inference_form(model, storage="dense"):
+def _is_half(layer):
+    return not {"float16", "bfloat16"}.isdisjoint((layer.compute_dtype, layer.variable_dtype))
+
+
+def is_quantize_aware(model):
+    """Whether the model itself says on what grids its activations are."""
+    return any(isinstance(layer, FakeQuant) for layer in leaf_layers(model))
+
+
+def inference_form(model, storage="dense", quantize=None):
     """The model as it is converted, and what its markers stand for.
 
     Compressed layers are in their export form, stored kernels behind markers.
@@ -59,6 +78,7 @@ def inference_form(model, storage="dense"):
     Args:
         model: A built Keras model in full precision.
         storage: See `to_tflite`.
+        quantize: See `to_tflite`.
 
     Returns:
         `(model, stored)`: a list of `Stored`, by number of the marker.
@@ -66,11 +86,11 @@ def inference_form(model, storage="dense"):
     layers = leaf_layers(model)
     forms = {}
     for layer in layers:
-        if isinstance(layer, CompressedLayer):
+        if hasattr(layer, "export_form"):
             forms[id(layer)] = layer.export_form()
         elif storage != "dense":
-            forms[id(layer)] = stock_form(layer, storage)
-    if all(form is layer for layer in layers for form in [forms.get(id(layer), layer)]):
+            forms[id(layer)] = stock_form(layer, storage, quantize)
+    if all(forms.get(id(layer), layer) is layer for layer in layers):
         return model, []
     stored = []
     if storage != "dense":
@@ -91,12 +111,17 @@ def storable(form):
     return geometry is None or (geometry.data_format == "channels_last" and geometry.groups == 1)
 
 
-def stock_form(layer, storage):
+def stock_form(layer, storage, quantize=None):
     """The form in which a stock Keras layer's kernel is stored: itself, if dense is best.
 
     Zeros are kept out of the file whatever the storage, since that changes neither outputs nor
     speed. Few distinct values become a grid or a codebook only with `storage="compact"`: the
     kernels that run those quantise the inputs to 8 bits.
+
+    Args:
+        layer: A built Keras layer.
+        storage: `"auto"` or `"compact"`.
+        quantize: See `to_tflite`.
     """
     form = {keras.layers.Dense: StoredDense, keras.layers.Conv2D: StoredConv2D}.get(type(layer))
     # A LoRA or quantized layer computes with more than its kernel.
@@ -107,12 +132,32 @@ def stock_form(layer, storage):
     if kernel.size < MIN_ENTRIES:
         return layer
     stored = few_values(kernel) if storage == "compact" else None
-    if stored is None and SparseKernel(kernel).density <= MAX_DENSITY:
-        stored = SparseKernel(kernel)
+    if stored is None and quantize != "dynamic":
+        # Against int8 weights, float ones lose in speed, and mostly in size.
+        stored = without_zeros(kernel.astype("float16" if quantize == "float16" else "float32"))
     if stored is None:
         return layer
     form = form.of(layer, stored)
     return form if storable(form) else layer
+
+
+def without_zeros(kernel):
+    """A `BlockSparseKernel` or `SparseKernel` for a kernel with many zeros, else `None`.
+
+    Args:
+        kernel: Array in Keras's layout, in the precision in which it would be stored.
+    """
+    if np.count_nonzero(kernel) > MAX_SPARSE_SHARE * kernel.size:
+        return None
+    sparse_bytes = sum(part.nbytes for part in encode(np.moveaxis(kernel, -1, 0)))
+    if kernel.ndim == 2 and (block := block_of(kernel)) is not None:
+        blocks = BlockSparseKernel(kernel, block)
+        entries = stored_entries(blocks)
+        share = min(MAX_BLOCK_SHARE, block[1] / FULL_WIDTH)
+        # The limit of size is that of sparse tensors, which run at the speed of dense ones.
+        if 0 < entries <= share * kernel.size and entries * kernel.itemsize <= sparse_bytes:
+            return blocks
+    return SparseKernel(kernel) if sparse_bytes <= MAX_SPARSE_SHARE * kernel.nbytes else None
 
 
 def few_values(kernel):

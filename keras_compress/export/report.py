@@ -8,12 +8,12 @@ import numpy as np
 
 from keras_compress.export.flatbuffer import Flatbuffer
 from keras_compress.export.structure import layer_paths, path_in
-from keras_compress.export.timing import time_parts
+from keras_compress.export.timing import time_parts, unpacking_operators
 from keras_compress.layers import CompressedConv2D, CompressedDense
 from keras_compress.tables import Table
 
-#: Operations that set a variable up; they cost nothing once it is.
-_SETUP = ("CALL_ONCE", "VAR_HANDLE")
+#: Operations around a variable, which say nothing of what is computed.
+_SETUP = ("VAR_HANDLE", "READ_VARIABLE", "ASSIGN_VARIABLE")
 
 OTHER = "other layers"
 
@@ -76,8 +76,7 @@ def layer_rows(lite, runs=20, threads=1):
             "A table by layer needs to know the Keras layers; this model was read from a file. Use "
             "what to_tflite() returned, or the card that kc.export.bundle() wrote."
         )
-    flatbuffer = Flatbuffer(lite.content)
-    owned = _Ownership(flatbuffer, lite.origin)
+    owned = _Ownership(Flatbuffer(lite.content), lite.origin)
     shares = {}
     if runs:
         times = time_parts(lite, owned.parts, runs, threads)
@@ -98,21 +97,31 @@ def layer_rows(lite, runs=20, threads=1):
     ]
     rest = [path for path, dense_bytes in lite.origin.dense_bytes.items() if not dense_bytes]
     rest.append(None)
-    operators = [o for path in rest for o in owned.operators[path]]
+    names = [name for path in rest for name in owned.operations[path]]
     nbytes = sum(map(owned.nbytes, rest))
-    if operators or nbytes:
-        names = [flatbuffer.name_of(o) for o in operators]
+    if names or nbytes:
         rows.append(
             LayerRow(
                 layer=OTHER,
                 form="",
                 dense_bytes=0,
                 nbytes=nbytes,
-                operation=_listed(name for name in names if name not in _SETUP),
+                operation=_listed(names),
                 share=sum(shares.get(path, 0.0) for path in rest) if runs else None,
             )
         )
     return rows
+
+
+def layer_of(lite, number):
+    """Path of the layer that an operation of the main graph belongs to, or `None`.
+
+    Args:
+        lite: The model, as `to_tflite` gave it.
+        number: The operation's number in the file.
+    """
+    parts = _Ownership(Flatbuffer(lite.content), lite.origin).parts
+    return next((path for path, numbers in parts.items() if number in numbers), None)
 
 
 def layer_table(lite, rows):
@@ -132,7 +141,9 @@ def layer_table(lite, rows):
         for row in rows
     ]
     cells.append(["graph", "", "0", f"{lite.nbytes - constants:,}", "", "", ""])
-    cells.append(["total", "", f"{dense:,}", f"{lite.nbytes:,}", _ratio(dense, lite.nbytes), "", ""])
+    cells.append(
+        ["total", "", f"{dense:,}", f"{lite.nbytes:,}", _ratio(dense, lite.nbytes), "", ""]
+    )
     header = ["layer", "stored as", "float32 bytes", "bytes", "smaller", "runs as", "time"]
     return Table(header, cells, align="<<>>><>")
 
@@ -148,24 +159,15 @@ class _Ownership:
         self._flatbuffer = flatbuffer
         # Of layers that were fused, the one with the most weights has the operation.
         self._paths = sorted(origin.dense_bytes, key=lambda path: -origin.dense_bytes[path])
-        self._outputs = self._output_givers(origin)
-        #: Dict from a path, or `None`, to its operations in the order of the file.
-        self.operators = collections.defaultdict(list)
+        self._givers = self._givers_by_tensor(origin)
+        #: Dict from a path, or `None`, to names of its operations in the order of the file.
+        self.operations = collections.defaultdict(list)
         #: Dict from a path, or `None`, to indices of its operations in the main graph.
         self.parts = collections.defaultdict(list)
         self._weights = collections.defaultdict(list)
-        buffers, claimed = flatbuffer.model.buffers, set()
+        self._claimed = set()
         for number, graph in enumerate(flatbuffer.subgraphs):
-            for index, operator in enumerate(graph.operators):
-                path = self._owner(graph, operator, main=number == 0)
-                self.operators[path].append(operator)
-                if number == 0 and flatbuffer.name_of(operator) != "CALL_ONCE":
-                    self.parts[path].append(index)
-                for tensor in self._constants(graph, operator):
-                    if tensor.buffer not in claimed:
-                        claimed.add(tensor.buffer)
-                        size = len(buffers[tensor.buffer].data) + _sparsity_bytes(tensor)
-                        self._weights[path].append((size, operator, tensor))
+            self._read(graph, main=number == 0)
 
     def nbytes(self, path):
         """Bytes of a layer's constants."""
@@ -173,27 +175,44 @@ class _Ownership:
 
     def form(self, path):
         """Type of a layer's largest constant, in words."""
-        if not self.operators[path]:
+        if not self.operations[path]:
             return "folded"
-        weights = self._weights[path]
-        if not weights:
+        if not self._weights[path]:
             return "shared"
-        _, _, tensor = max(weights, key=lambda weight: weight[0])
-        return self._flatbuffer.type_name(tensor).lower()
+        return self._largest(path)[1]
 
     def operation(self, path):
         """The operation that reads a layer's largest constant."""
-        name_of = self._flatbuffer.name_of
-        names = [name_of(o) for o in self.operators[path] if name_of(o) not in _SETUP]
         if not self._weights[path]:
-            return _listed(names)
-        _, operator, tensor = max(self._weights[path], key=lambda weight: weight[0])
-        name = name_of(operator)
-        times = names.count(name)
-        kind = self._flatbuffer.type_name(tensor).lower()
+            return _listed(self.operations[path])
+        _, kind, name = self._largest(path)
+        times = self.operations[path].count(name)
         return f"{f'{times} ' if times > 1 else ''}{name} {kind}"
 
-    def _output_givers(self, origin):
+    def _largest(self, path):
+        return max(self._weights[path], key=lambda weight: weight[0])
+
+    def _read(self, graph, main):
+        unpacked = unpacking_operators(self._flatbuffer, graph)
+        readers = {}
+        for index, operator in enumerate(graph.operators):
+            name = self._flatbuffer.name_of(operator)
+            if name == "CALL_ONCE" or any(operator is one for one in unpacked.values()):
+                continue
+            path = self._owner(graph, operator, unpacked, main)
+            readers |= {int(i): path for i in operator.inputs if int(i) in unpacked}
+            if main:
+                self.parts[path].append(index)
+            if name not in _SETUP:
+                self.operations[path].append(name)
+            for tensor in self._constants(graph, operator, unpacked):
+                if tensor.buffer not in self._claimed:
+                    self._claimed.add(tensor.buffer)
+                    size = self._size(tensor) + _sparsity_bytes(tensor)
+                    kind = self._flatbuffer.type_name(tensor).lower()
+                    self._weights[path].append((size, kind, name))
+
+    def _givers_by_tensor(self, origin):
         signatures = self._flatbuffer.model.signatureDefs or []
         return {
             entry.tensorIndex: origin.givers.get(_text(entry.name))
@@ -201,25 +220,35 @@ class _Ownership:
             for entry in signature.outputs
         }
 
-    def _owner(self, graph, operator, main):
+    def _owner(self, graph, operator, unpacked, main):
         # Integers of 32 and 64 bits are shapes and axes, which layers share.
         weights = [
             tensor
-            for tensor in self._constants(graph, operator)
-            if not self._flatbuffer.type_name(tensor) in ("INT32", "INT64")
+            for tensor in self._constants(graph, operator, unpacked)
+            if self._flatbuffer.type_name(tensor) not in ("INT32", "INT64")
         ]
-        outputs = [graph.tensor(i) for i in operator.outputs]
-        for tensor in (*weights, *outputs):
+        # ASSIGN_VARIABLE gives nothing; what it takes is its layer's.
+        ends = operator.outputs if len(operator.outputs) else operator.inputs
+        for tensor in (*weights, *(graph.tensor(i) for i in ends)):
             path = path_in(_text(tensor.name), self._paths)
             if path is not None:
                 return path
         # The converter names the outputs of the model after the signature.
-        givers = (self._outputs.get(int(i)) for i in operator.outputs if main)
+        givers = (self._givers.get(int(i)) for i in operator.outputs if main)
         return next((path for path in givers if path), None)
 
-    def _constants(self, graph, operator):
-        tensors = (graph.tensor(i) for i in operator.inputs if i >= 0)
-        return [tensor for tensor in tensors if self._flatbuffer.has_data(tensor)]
+    def _constants(self, graph, operator, unpacked):
+        packed = (
+            int(unpacked[i].inputs[0]) if i in unpacked else i
+            for i in map(int, operator.inputs)
+            if i >= 0
+        )
+        tensors = (graph.tensor(i) for i in packed)
+        return [tensor for tensor in tensors if self._size(tensor)]
+
+    def _size(self, tensor):
+        data = self._flatbuffer.model.buffers[tensor.buffer].data
+        return 0 if data is None else len(data)
 
 
 def _dense_bytes(layer):

@@ -43,6 +43,13 @@ class Site:
         """Shape of the output."""
         return [int(s) for s in self.graph.tensor(self.output).shape]
 
+    def signature(self, tensor):
+        """Shape of a tensor with -1 for open axes."""
+        tensor = self.graph.tensor(tensor)
+        signature = tensor.shapeSignature
+        known = signature is not None and len(signature)
+        return [int(s) for s in (signature if known else tensor.shape)]
+
     def _sole_reader(self):
         if self.output in self.graph.graph.outputs:
             return None
@@ -83,16 +90,49 @@ class Site:
         self.nbytes += len(content)
         return self.graph.add_tensor(name, np.shape(array), type_name, content, scale)
 
-    def value(self, label, shape, type_name="FLOAT32", scale=None):
-        """Adds a tensor that an operation will compute.
+    def float_constant(self, label, array):
+        """Adds float32 values for an operation to read, stored in the precision of the array."""
+        stored = self.constant(label, array)
+        return self.widened(stored) if array.dtype == np.float16 else stored
 
-        An open batch axis stays open: it is the only -1 in the signature of the input.
+    def widened(self, tensor):
+        """DEQUANTIZE of a constant to float32: done once, when the model is loaded."""
+        stored = self.graph.tensor(tensor)
+        label = stored.name.decode().removeprefix(f"{self.name}/")
+        output = self.value(f"{label}_float", stored.shape)
+        # Version 3 has float16, version 5 a scale for each channel.
+        version = 5 if stored.quantization is not None else 3
+        options = self.schema.DequantizeOptionsT()
+        self.emit("DEQUANTIZE", [tensor], [output], options, version)
+        return output
+
+    def value(self, label, shape):
+        """Adds a float32 tensor that an operation will compute.
+
+        Args:
+            label: Name under that of the layer.
+            shape: Its shape; -1 for an open axis.
         """
-        index = self.graph.add_tensor(f"{self.name}/{label}", shape, type_name, None, scale)
-        signature = self.graph.tensor(self.input).shapeSignature
-        if signature is not None and len(signature) and signature[0] == -1 and len(shape):
-            self.graph.tensor(index).shapeSignature = [-1, *shape[1:]]
+        index = self.graph.add_tensor(f"{self.name}/{label}", [abs(s) for s in shape], "FLOAT32")
+        if -1 in shape:
+            self.graph.tensor(index).shapeSignature = [int(s) for s in shape]
         return index
+
+    def indices(self, label, values):
+        """Adds a constant of integers that say how an operation works: axes, sizes, places."""
+        return self.graph.add_constant(f"{self.name}/{label}", np.array(values, np.int32))
+
+    def reshape(self, tensor, shape):
+        """RESHAPE; at most one axis may be open."""
+        output = self.value("reshape", shape)
+        self.emit_reshape(tensor, output, shape)
+        return output
+
+    def emit_reshape(self, tensor, output, shape):
+        """RESHAPE to a given tensor."""
+        options = self.schema.ReshapeOptionsT()
+        options.newShape = list(shape)
+        self.emit("RESHAPE", [tensor, self.indices("shape", shape)], [output], options)
 
     def emit(self, name, inputs, outputs, options=None, version=1):
         """Adds an operation to the replacement."""

@@ -3,6 +3,26 @@
 import numpy as np
 
 
+def encode(array):
+    """Compressed sparse rows of an array whose last axis is sparse.
+
+    Args:
+        array: Array of any rank.
+
+    Returns:
+        `(values, segments, indices)`: the entries that are not zero, in order; where each row
+        begins in them; and their places in the row. The integers are of the narrowest type that
+        the schema has.
+    """
+    rows = array.reshape(-1, array.shape[-1])
+    kept = rows != 0
+    if not kept.any():
+        # A tensor without a buffer would be no constant.
+        kept[0, 0] = True
+    segments = np.concatenate([[0], np.cumsum(kept.sum(1))])
+    return rows[kept], _narrowest(segments), _narrowest(np.nonzero(kept)[1])
+
+
 def csr(schema, array):
     """Encodes an array whose last axis is sparse.
 
@@ -13,19 +33,17 @@ def csr(schema, array):
     Returns:
         `(values, parameters)`: the entries that are not zero, in order, and `SparsityParametersT`.
     """
-    rows = array.reshape(-1, array.shape[-1])
-    kept = rows != 0
-    segments = np.concatenate([[0], np.cumsum(kept.sum(1))])
+    values, segments, indices = encode(array)
     metadata = [_dense(schema, length) for length in array.shape[:-1]]
     sparse = schema.DimensionMetadataT()
     sparse.format = schema.DimensionType.SPARSE_CSR
     sparse.arraySegmentsType, sparse.arraySegments = _vector(schema, segments)
-    sparse.arrayIndicesType, sparse.arrayIndices = _vector(schema, np.nonzero(kept)[1])
+    sparse.arrayIndicesType, sparse.arrayIndices = _vector(schema, indices)
     parameters = schema.SparsityParametersT()
     parameters.traversalOrder = list(range(array.ndim))
     parameters.blockMap = []
     parameters.dimMetadata = [*metadata, sparse]
-    return rows[kept], parameters
+    return values, parameters
 
 
 def _dense(schema, length):
@@ -35,14 +53,14 @@ def _dense(schema, length):
     return metadata
 
 
-def _vector(schema, values):
-    """Integers in the narrowest of the schema's types that holds them."""
+def _narrowest(values):
     largest = int(values.max(initial=0))
-    name, dtype = next(
-        (name, dtype)
-        for name, dtype in (("Uint8", np.uint8), ("Uint16", np.uint16), ("Int32", np.int32))
-        if largest <= np.iinfo(dtype).max
-    )
-    vector = getattr(schema, f"{name}VectorT")()
-    vector.values = values.astype(dtype)
-    return getattr(schema.SparseIndexVector, f"{name}Vector"), vector
+    dtypes = (np.uint8, np.uint16, np.int32)
+    return values.astype(next(dtype for dtype in dtypes if largest <= np.iinfo(dtype).max))
+
+
+def _vector(schema, values):
+    name = f"{values.dtype.name.capitalize()}Vector"
+    vector = getattr(schema, f"{name}T")()
+    vector.values = values
+    return getattr(schema.SparseIndexVector, name), vector

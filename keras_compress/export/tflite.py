@@ -2,15 +2,18 @@
 
 import dataclasses
 import pathlib
+import re
 
 import keras
 
 from keras_compress import validation
 from keras_compress.export.calibration import calibration_samples, random_samples
-from keras_compress.export.conversion import convert_to_bytes
+from keras_compress.export.conversion import REMEDY, convert_to_bytes
+from keras_compress.export.large import large_kernels, marked_call
 from keras_compress.export.lite_model import LiteModel
-from keras_compress.export.plan import STORAGE, full_precision, inference_form
-from keras_compress.export.report import Origin
+from keras_compress.export.narrowing import narrow
+from keras_compress.export.plan import STORAGE, full_precision, inference_form, is_quantize_aware
+from keras_compress.export.report import Origin, layer_of
 from keras_compress.export.structure import layer_paths
 from keras_compress.export.writer import write_stored
 from keras_compress.files import write_atomically
@@ -47,7 +50,9 @@ def to_tflite(
         path: Where to write the file, or `None` to keep it in memory.
         quantize: `None` (float32), `"float16"` (weights stored in half precision), `"dynamic"`
             (int8 weights, float activations) or `"int8"` (int8 weights and activations; inputs and
-            outputs of the file stay float32; needs `calibration`).
+            outputs of the file stay float32; needs `calibration`). A model made by
+            `kc.quantizers.quantize_aware(scheme="int8")` is always exported as int8, on the grids
+            that it was trained with, and needs no `calibration`.
         calibration: Samples of the input, 100 or so: an array, a list or dict of arrays as the
             model takes them, a `tf.data.Dataset` or an iterable of batches (`x` or `(x, y)`). The
             exported model's outputs on them are compared with Keras's: see
@@ -55,10 +60,11 @@ def to_tflite(
         batch_size: Size of the batch axis; `None` leaves it open, which costs reshapes at run
             time.
         storage: `"auto"`: compressed layers in the form that says what they are; zeros of stock
-            layers (at least half of a kernel) kept out of the file, at no cost in speed.
+            layers (where that saves a tenth at least) kept out of the file, at no cost in speed.
             `"compact"`: also stock layers whose kernels have at most 256 different values, as a
             grid or a codebook. `"dense"`: every kernel as the converter leaves it. With
-            `quantize="int8"` kernels are dense.
+            `quantize="int8"` kernels are int8; those of dense layers whose values lie on a grid of
+            4 bits are stored so.
         optimize_for: Where a small form and a fast one differ: `"latency"` (convolutions of few
             bits run as int8 CONV_2D) or `"size"` (they run on patches, at 2 or 4 bits; binary and
             ternary kernels take 1 and 1.6 bits a weight, decoded at load).
@@ -85,6 +91,13 @@ def to_tflite(
     validation.one_of("storage", storage, STORAGE, "to_tflite")
     validation.one_of("optimize_for", optimize_for, OPTIMIZE_FOR, "to_tflite")
     check_exportable(model)
+    aware = is_quantize_aware(model)
+    if aware and quantize not in (None, "int8"):
+        raise ValueError(
+            f"to_tflite: '{model.name}' was made by quantize_aware() for integer kernels; got "
+            f"quantize={quantize!r}. Leave `quantize` out."
+        )
+    quantize = "int8" if aware else quantize
     if batch_size is not None:
         validation.positive_int("batch_size", batch_size, "to_tflite")
     if path is not None:
@@ -96,23 +109,31 @@ def to_tflite(
     samples = None
     if calibration is not None:
         samples = calibration_samples(model, calibration)
-    elif quantize == "int8":
+    elif quantize == "int8" and not aware:
         raise ValueError(
             'to_tflite: quantize="int8" needs `calibration`: 100 or so samples of the input, from '
             'which the ranges of the activations are read. Without data, quantize="dynamic" keeps '
             "the activations in float."
         )
     # The converter's calibrator runs the model, which it cannot with a kernel left out.
-    storage = "dense" if quantize == "int8" else storage
+    marked = "dense" if quantize == "int8" else storage
     full = full_precision(model)
     content, layers, origin = _convert(
-        full, model, quantize, samples, batch_size, storage, optimize_for
+        full, model, quantize, None if aware else samples, batch_size, marked, optimize_for
     )
+    if storage != "dense" and quantize in ("int8", "dynamic"):
+        content = narrow(content, optimize_for)
     lite = LiteModel(
         content, path=path, model=model, quantize=quantize, layers=layers, origin=origin
     )
+    _check_loads(lite)
     if samples is not None or layers:
-        lite.compare_with_keras(random_samples(model) if samples is None else samples, full)
+        if samples is None:
+            if any(None in tensor.shape[1:] for tensor in model.inputs):
+                # The delegate may need a longer input than the kernels that it replaces.
+                lite.interpreter()
+            samples = random_samples(model, length=lite.open_length)
+        lite.compare_with_keras(samples, full)
         _check_error(lite)
     if path is not None:
         write_atomically(path, content)
@@ -121,19 +142,28 @@ def to_tflite(
 
 def _convert(model, named_after, quantize, samples, batch_size, storage, optimize_for):
     """Bytes of the .tflite, what became of each stored kernel, and the `report.Origin`."""
-    form, stored = inference_form(model, storage)
+    form, stored = inference_form(model, storage, quantize)
+    stored = _with_paths(stored, form)
+    large = large_kernels(form) if storage != "dense" and quantize is None else []
+    calls = {
+        id(layer): marked_call(layer, number)
+        for number, (layer, _) in enumerate(large, start=len(stored))
+    }
+    stored = [*stored, *(plan for _, plan in large)]
     content, givers = convert_to_bytes(
-        form, quantize, samples, batch_size, named_after, bool(stored)
+        form, quantize, samples, batch_size, named_after, bool(stored), calls
     )
     origin = Origin.of(named_after, givers)
     if not stored:
         return content, [], origin
-    content, layers, foreign = write_stored(content, _with_paths(stored, form), optimize_for)
+    content, layers, foreign = write_stored(content, stored, optimize_for)
     if foreign:
         # With markers let through, so are operations that LiteRT does not have: without, the
         # converter says which layer they are of.
         _convert(model, named_after, quantize, samples, batch_size, "dense", optimize_for)
-    return content, layers, origin
+    # A large float kernel is no other than the converter would have written.
+    plain = {plan.layer for _, plan in large}
+    return content, [layer for layer in layers if layer.layer not in plain], origin
 
 
 def _with_paths(stored, form):
@@ -144,6 +174,21 @@ def _with_paths(stored, form):
         if (kernel := getattr(layer, "stored_kernel", None)) is not None
     }
     return [dataclasses.replace(plan, layer=paths[id(plan.kernel)]) for plan in stored]
+
+
+def _check_loads(lite):
+    """Raises `ValueError` if LiteRT refuses what the converter made of an operation."""
+    try:
+        lite.interpreter(delegate=False)
+    except RuntimeError as error:
+        # The last one is in the main graph, if the others are in the body of a loop.
+        found = re.findall(r"Node number (\d+) \((\w+)\)", str(error))
+        path = layer_of(lite, int(found[-1][0])) if found else None
+        where = f"layer '{path}' of " if path else ""
+        raise ValueError(
+            f"to_tflite: {where}'{lite.model.name}' cannot run on LiteRT, which does not load what "
+            f"the converter made of it: {str(error).strip()} {REMEDY}"
+        ) from error
 
 
 def _check_error(lite):

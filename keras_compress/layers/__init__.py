@@ -8,7 +8,15 @@ from keras_compress.layers.compressed_conv2d import CompressedConv2D
 from keras_compress.layers.compressed_dense import CompressedDense
 from keras_compress.layers.factorized_conv2d import FactorizedConv2D
 from keras_compress.layers.factorized_dense import FactorizedDense
+from keras_compress.layers.fake_quant import FakeQuant
+from keras_compress.layers.fake_quant_batch_normalization import FakeQuantBatchNormalization
+from keras_compress.layers.fake_quant_conv2d import FakeQuantConv2D
+from keras_compress.layers.fake_quant_dense import FakeQuantDense
+from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
 from keras_compress.layers.hashed_dense import HashedDense
+from keras_compress.layers.quant_conv2d import QuantConv2D
+from keras_compress.layers.quant_dense import QuantDense
+from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
 from keras_compress.layers.tt_dense import TTDense
 
 FactorizedConv = FactorizedConv2D
@@ -23,6 +31,14 @@ __all__ = [
     "FactorizedConv",
     "FactorizedConv2D",
     "FactorizedDense",
+    "FakeQuant",
+    "FakeQuantBatchNormalization",
+    "FakeQuantConv2D",
+    "FakeQuantDense",
+    "FakeQuantDepthwiseConv2D",
     "HashedDense",
+    "QuantConv2D",
+    "QuantDense",
+    "QuantDepthwiseConv2D",
     "TTDense",
 ]

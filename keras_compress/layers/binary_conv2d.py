@@ -1,21 +1,20 @@
 """BinaryConv2D: a convolution with weights, and by default inputs, of one bit."""
 
-import math
-
 import keras
 from keras import ops
 
 from keras_compress.layers.binary_kernel import BinaryKernel
-from keras_compress.layers.compressed_conv2d import CompressedConv2D
+from keras_compress.layers.quant_conv2d import QuantConv2D
 from keras_compress.quantizers import WeightClip
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
-class BinaryConv2D(BinaryKernel, CompressedConv2D):
+class BinaryConv2D(BinaryKernel, QuantConv2D):
     """Convolution that multiplies signs by signs.
 
-    The convolutional twin of `BinaryDense`, where training, storage and the forms of the literature
-    (BNN, BinaryConnect, BWN, XNOR-Net) are described. Put it in the order batch normalisation,
+    `QuantConv2D` with `kc.quantizers.Sign` for weights and inputs, and XNOR-Net's K where asked
+    for; the twin of `BinaryDense`, where training, storage and the forms of the literature (BNN,
+    BinaryConnect, BWN, XNOR-Net) are described. Put it in the order batch normalisation,
     BinaryConv2D, pooling; keep the first and the last layer of a network in float.
 
     With `padding="same"` the border is zeros, added after the input quantizer: it adds nothing to
@@ -118,18 +117,6 @@ class BinaryConv2D(BinaryKernel, CompressedConv2D):
             kernel_constraint=kernel_constraint,
             **kwargs,
         )
-        self._check_groups("filters", self.filters)
-
-    def _check_groups(self, what, channels):
-        if channels % self.groups:
-            raise ValueError(
-                f"BinaryConv2D: `groups` must divide the {what}, {channels}; got "
-                f"groups={self.groups}. Groups of up to gcd = {math.gcd(channels, self.groups)} do."
-            )
-
-    def kernel_shape(self, input_channels):
-        self._check_groups("input channels", input_channels)
-        return (*self.kernel_size, input_channels // self.groups, self.filters)
 
     def magnitude(self, inputs):
         mean = self._group_means(ops.abs(inputs))
@@ -166,7 +153,3 @@ class BinaryConv2D(BinaryKernel, CompressedConv2D):
             for values in (mean, ops.ones_like(mean[:1]))
         )
         return ops.divide(sums, counts)
-
-    def kernel_macs(self, input_size, output_size):
-        """Conv2D's count, of products of signs (float by sign without input quantizer)."""
-        return math.prod(output_size) * math.prod(self.kernel.shape)

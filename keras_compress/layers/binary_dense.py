@@ -4,16 +4,17 @@ import keras
 from keras import ops
 
 from keras_compress.layers.binary_kernel import BinaryKernel
-from keras_compress.layers.compressed_dense import CompressedDense
+from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.quantizers import WeightClip
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
-class BinaryDense(BinaryKernel, CompressedDense):
+class BinaryDense(BinaryKernel, QuantDense):
     """Dense layer that multiplies signs by signs: `sign(x) @ sign(w) + b`.
 
-    Trains latent float weights by the straight-through gradient; only their signs are used, and
-    only their signs are stored. The forms of the literature:
+    `QuantDense` with `kc.quantizers.Sign` for weights and inputs, and XNOR-Net's K where asked for.
+    Latent float weights are trained by the straight-through gradient; only their signs are used,
+    and only their signs are stored. The forms of the literature:
 
     - BNN: `BinaryDense(units)`. Put a batch normalisation before it.
     - BinaryConnect: `BinaryDense(units, input_quantizer=None)`.
@@ -21,9 +22,9 @@ class BinaryDense(BinaryKernel, CompressedDense):
     - XNOR-Net: `BinaryDense(units, scale="mean_abs", input_scale="xnor")`.
 
     What it buys: `storage_bits` is that of the packed form, 1 bit a weight (and 32 a scale), the
-    latent weights left out: 32 times less than float32. Stock LiteRT has no kernel for one bit:
-    weights of two levels are stored exactly by its int8, int4 and int2 tensors. As plain float32
-    export the file is as large as the dense layer's.
+    latent weights left out: 32 times less than float32. Stock LiteRT has no kernel for one bit: a
+    .tflite holds the weights as native int2, exactly, 16 times smaller than float32, or with
+    `to_tflite(optimize_for="size")` at one bit, decoded at load.
 
     `from_layer` defaults to the binary-weight form (`scale="mean_abs"`, `input_quantizer=None`),
     whose outputs approximate the trained layer's, and takes its kernel as latent weights (divided
@@ -105,12 +106,5 @@ class BinaryDense(BinaryKernel, CompressedDense):
             **kwargs,
         )
 
-    def kernel_shape(self, input_channels):
-        return (input_channels, self.units)
-
     def magnitude(self, inputs):
         return ops.mean(ops.abs(inputs), axis=-1, keepdims=True)
-
-    def kernel_macs(self):
-        """The dense layer's count, of products of signs (float by sign without input quantizer)."""
-        return self.input_channels * self.units

@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from keras_compress import validation
-from keras_compress.layers.base import CompressedLayer
+from keras_compress.layers.compressed_convolution import CompressedConvolution
 
 
-class CompressedConv2D(CompressedLayer):
+class CompressedConv2D(CompressedConvolution):
     """Base of layers that replace `keras.layers.Conv2D`.
 
     Args:
@@ -37,7 +37,6 @@ class CompressedConv2D(CompressedLayer):
         "dilation_rate",
         "groups",
     )
-    _min_ndim = 4
 
     def __init__(
         self,
@@ -52,30 +51,18 @@ class CompressedConv2D(CompressedLayer):
         use_bias=True,
         **kwargs,
     ):
-        super().__init__(activation=activation, use_bias=use_bias, **kwargs)
+        super().__init__(
+            kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            activation=activation,
+            use_bias=use_bias,
+            **kwargs,
+        )
         self.filters = validation.positive_int("filters", filters, self)
-        self.kernel_size = _pair("kernel_size", kernel_size, self)
-        self.strides = _pair("strides", strides, self)
-        self.dilation_rate = _pair("dilation_rate", dilation_rate, self)
-        self.padding = validation.one_of(
-            "padding",
-            padding.lower() if isinstance(padding, str) else padding,
-            ("valid", "same"),
-            self,
-        )
-        self.data_format = validation.one_of(
-            "data_format",
-            data_format or keras.config.image_data_format(),
-            ("channels_last", "channels_first"),
-            self,
-        )
         self.groups = validation.positive_int("groups", groups, self)
-        if max(self.strides) > 1 and max(self.dilation_rate) > 1:
-            raise ValueError(
-                f"{type(self).__name__}: `strides` > 1 does not go with `dilation_rate` > 1; got "
-                f"strides={self.strides}, dilation_rate={self.dilation_rate}."
-            )
-        self.input_spec = keras.layers.InputSpec(min_ndim=4)
 
     def multiply(self, inputs, kernel):
         """The stock layer's convolution of inputs and a dense kernel."""
@@ -88,100 +75,8 @@ class CompressedConv2D(CompressedLayer):
             dilation_rate=self.dilation_rate,
         )
 
-    def kernel_macs(self, input_size, output_size):
-        """Multiply-accumulates of `apply_kernel` for one sample.
-
-        Args:
-            input_size: `(height, width)` of the input.
-            output_size: `(height, width)` of the output.
-        """
-        raise NotImplementedError
-
-    def macs(self, input_shape):
-        """Multiply-accumulates of one sample through the compressed form.
-
-        Args:
-            input_shape: `(batch, height, width, channels)`, or channels first; the batch size is
-                ignored.
-        """
-        self.check_built("macs")
-        output_shape = self.compute_output_shape(input_shape)
-        return int(self.kernel_macs(self._size(input_shape), self._size(output_shape)))
-
-    def compute_output_shape(self, input_shape):
-        size = tuple(
-            conv_output_length(length, kernel, stride, self.padding, dilation)
-            for length, kernel, stride, dilation in zip(
-                self._size(input_shape),
-                self.kernel_size,
-                self.strides,
-                self.dilation_rate,
-                strict=True,
-            )
-        )
-        if self.data_format == "channels_last":
-            return (input_shape[0], *size, self.filters)
-        return (input_shape[0], self.filters, *size)
-
-    def _size(self, shape):
-        return tuple(shape[1:3] if self.data_format == "channels_last" else shape[2:4])
-
-    @property
-    def _channel_axis(self):
-        return -1 if self.data_format == "channels_last" else 1
-
-    @property
-    def _output_channels(self):
+    def output_channels_of(self, input_channels):
         return self.filters
 
-    def _shaped_bias(self):
-        if self.data_format == "channels_last":
-            return self.bias
-        return ops.reshape(self.bias, (1, self.filters, 1, 1))
-
-    def _build_shape(self):
-        if self.data_format == "channels_last":
-            return (None, None, None, self.input_channels)
-        return (None, self.input_channels, None, None)
-
-    @classmethod
-    def _source_input_shape(cls, layer):
-        channels = layer.kernel.shape[2] * layer.groups
-        if layer.data_format == "channels_last":
-            return (None, None, None, channels)
-        return (None, channels, None, None)
-
     def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "strides": self.strides,
-            "padding": self.padding,
-            "data_format": self.data_format,
-            "dilation_rate": self.dilation_rate,
-            "groups": self.groups,
-        }
-
-
-def conv_output_length(length, kernel, stride, padding, dilation=1):
-    """Output length of a convolution along one axis; `None` stays `None`."""
-    if length is None:
-        return None
-    if padding == "same":
-        return -(-length // stride)
-    return max(0, (length - dilation * (kernel - 1) - 1) // stride + 1)
-
-
-def _pair(name, value, owner):
-    values = validation.positive_ints(
-        name, value if hasattr(value, "__iter__") else (value,), owner
-    )
-    if len(values) == 1:
-        values = values * 2
-    if len(values) != 2:
-        raise ValueError(
-            f"{type(owner).__name__}: `{name}` must be an integer or a pair of integers; got "
-            f"{name}={value!r}."
-        )
-    return values
+        return {**super().get_config(), "filters": self.filters, "groups": self.groups}

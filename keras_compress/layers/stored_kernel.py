@@ -35,7 +35,13 @@ class GridKernel:
     scale: np.ndarray
 
     def __post_init__(self):
-        object.__setattr__(self, "ints", np.asarray(self.ints, np.int8))
+        ints = np.asarray(self.ints)
+        if ints.size and (ints.min() < -128 or ints.max() > 127):
+            raise ValueError(
+                "GridKernel holds integers of 8 bits, -128 to 127; got "
+                f"{ints.min()} to {ints.max()}. Use a coarser grid, or a CodebookKernel."
+            )
+        object.__setattr__(self, "ints", ints.astype(np.int8))
         object.__setattr__(self, "scale", np.asarray(self.scale, np.float32))
 
     @property
@@ -45,9 +51,13 @@ class GridKernel:
 
     @property
     def bits(self):
-        """Bits of a native LiteRT integer that holds every value: 2, 4 or 8."""
+        """Bits of a native LiteRT integer that holds every value: 2, 4 or 8, or `None`.
+
+        LiteRT's own kernels (those without XNNPACK) miscompute -8 in int4 and -128 in int8.
+        """
         low, high = int(self.ints.min()), int(self.ints.max())
-        return next(b for b in (2, 4, 8) if -(2 ** (b - 1)) <= low and high < 2 ** (b - 1))
+        limits = {2: (-2, 1), 4: (-7, 7), 8: (-127, 127)}
+        return next((bits for bits, (a, b) in limits.items() if a <= low and high <= b), None)
 
     def dense(self):
         """The float32 kernel."""
@@ -106,7 +116,7 @@ class SparseKernel:
     """A float kernel most of whose entries are zero.
 
     Attributes:
-        kernel: float32 array in Keras's layout.
+        kernel: float32 or float16 array in Keras's layout, stored in that precision.
     """
 
     kernel: np.ndarray
@@ -124,6 +134,81 @@ class SparseKernel:
     def dense(self):
         """The float32 kernel."""
         return np.asarray(self.kernel, np.float32)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class BlockSparseKernel:
+    """A float matrix most of whose blocks are zero.
+
+    Attributes:
+        kernel: float32 or float16 array `(inputs, outputs)`, stored in that precision.
+        block: `(height, width)` of a block; both divide the kernel's sides.
+    """
+
+    kernel: np.ndarray
+    block: tuple
+
+    @property
+    def shape(self):
+        """Shape of the kernel."""
+        return self.kernel.shape
+
+    @property
+    def occupied(self):
+        """Which blocks hold anything: bool array `(block rows, block columns)`."""
+        return occupied_blocks(self.kernel != 0, self.block)
+
+    def blocks(self):
+        """The kernel as an array `(block rows, block columns, height, width)`."""
+        (rows, columns), (height, width) = self.shape, self.block
+        split = self.kernel.reshape(rows // height, height, columns // width, width)
+        return split.transpose(0, 2, 1, 3)
+
+    def dense(self):
+        """The float32 kernel."""
+        return np.asarray(self.kernel, np.float32)
+
+
+#: Sides of the blocks of a `BlockSparseKernel`: a smaller one leaves vector units idle.
+BLOCK_SIDES = (16, 32, 64, 128)
+
+
+def occupied_blocks(occupied, block):
+    """Coarsens a bool matrix: which blocks have any entry that is true."""
+    (rows, columns), (height, width) = occupied.shape, block
+    return occupied.reshape(rows // height, height, columns // width, width).any((1, 3))
+
+
+def block_of(kernel):
+    """The block in which the zeros of a matrix are best left out.
+
+    Args:
+        kernel: Array `(inputs, outputs)`.
+
+    Returns:
+        `(height, width)`: the block that leaves out the most zeros, the largest of equals, or
+        `None` if the smallest block does not divide the matrix or no block is zero.
+
+    Example:
+
+    >>> block_of(np.kron(np.eye(4), np.ones((32, 64))))
+    (32, 64)
+    """
+    smallest = BLOCK_SIDES[0]
+    if any(length % smallest for length in kernel.shape):
+        return None
+    fine = occupied_blocks(kernel != 0, (smallest, smallest))
+    best, best_kept = None, kernel.size
+    for height in BLOCK_SIDES:
+        for width in BLOCK_SIDES:
+            if kernel.shape[0] % height or kernel.shape[1] % width:
+                continue
+            factors = (height // smallest, width // smallest)
+            kept = int(occupied_blocks(fine, factors).sum()) * height * width
+            larger = best is not None and height * width > best[0] * best[1]
+            if kept < best_kept or (kept == best_kept and larger):
+                best, best_kept = (height, width), kept
+    return best
 
 
 def grid_of(values, limit=127):

@@ -1,5 +1,7 @@
 """Quantizers for `kernel_quantizer=` and `input_quantizer=`: `kc.quantizers`."""
 
+import importlib
+
 from keras_compress.quantizers.codes import Codes
 from keras_compress.quantizers.dorefa_weight import DoReFaWeight
 from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
@@ -34,7 +36,26 @@ __all__ = [
     "UniformL2",
     "UnitUniform",
     "WeightClip",
+    "apply",
     "deserialize",
+    "freeze_statistics",
     "get",
+    "quantize_aware",
     "serialize",
+    "summary",
 ]
+
+_OF_MODELS = {
+    "apply": "post_training",
+    "freeze_statistics": "quantize_aware_training",
+    "quantize_aware": "quantize_aware_training",
+    "summary": "model_summary",
+}
+
+
+def __getattr__(name):
+    # On first use: these need the layers, which need the quantizers.
+    if name in _OF_MODELS:
+        module = importlib.import_module(f"{__name__}.{_OF_MODELS[name]}")
+        return getattr(module, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

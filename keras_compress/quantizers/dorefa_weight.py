@@ -63,8 +63,7 @@ class DoReFaWeight(GridQuantizer):
 
     def integers(self, w, scales, training=None):
         if self.bits == 1:
-            one = ops.ones_like(w)
-            return ops.where(ops.greater_equal(w, 0.0), one, ops.negative(one))
+            return ops.where(ops.greater_equal(w, 0.0), 1.0, -1.0)
         largest = float(self.limits[1])
         unit = ops.add(ops.multiply(self._passed(w), 0.5), 0.5)
         return ops.subtract(ops.multiply(2.0, ops.round(ops.multiply(largest, unit))), largest)

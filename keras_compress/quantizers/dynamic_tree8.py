@@ -35,9 +35,9 @@ class DynamicTree8(Quantizer):
     Example:
 
     >>> q = DynamicTree8()
-    >>> values = q.decode(q.encode([-1e-4, 0.0, 0.3, 1.0]))
+    >>> values = q.decode(q.encode([-0.02, 0.0, 0.3, 1.0]))
     >>> [round(float(v), 5) for v in values]
-    [-0.0001, 0.0, 0.30391, 1.0]
+    [-0.01984, 0.0, 0.30391, 1.0]
     """
 
     gradients = ("identity", "clip")

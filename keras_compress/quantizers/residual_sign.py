@@ -71,7 +71,7 @@ class ResidualSign(Quantizer):
     def _direct(self, w):
         signs, scales, rest = [], [], w
         for _ in range(self.order):
-            signs.append(_sign(rest))
+            signs.append(ops.where(ops.greater_equal(rest, 0.0), 1.0, -1.0))
             scales.append(self.mean(ops.abs(rest)))
             rest = ops.subtract(rest, ops.multiply(scales[-1], signs[-1]))
         return signs, scales
@@ -83,7 +83,7 @@ class ResidualSign(Quantizer):
         signs, scales, basis, rest = [], [], [], w
         one, nothing = ops.ones_like(self.mean(w)), ops.zeros_like(self.mean(w))
         for _ in range(self.order):
-            signs.append(_sign(rest))
+            signs.append(ops.where(ops.greater_equal(rest, 0.0), 1.0, -1.0))
             new, made_of = signs[-1], [*(nothing for _ in basis), one]
             for vector, square, parts in basis:
                 along = ops.divide(self.sum(ops.multiply(new, vector)), square)
@@ -128,8 +128,3 @@ class ResidualSign(Quantizer):
             "axis": self.axis,
             **super().get_config(),
         }
-
-
-def _sign(w):
-    one = ops.ones_like(w)
-    return ops.where(ops.greater_equal(w, 0.0), one, ops.negative(one))

@@ -81,8 +81,7 @@ class Sign(GridQuantizer):
             positive = ops.less(draw, ops.divide(ops.add(w, 1.0), 2.0))
         else:
             positive = ops.greater_equal(w, 0)
-        one = ops.cast(1.0, w.dtype)
-        return ops.where(positive, one, ops.negative(one))
+        return ops.where(positive, 1.0, -1.0)
 
     def scales(self, w):
         return super().scales(w) if self.scale is None else self.mean(ops.abs(w))

@@ -16,11 +16,12 @@ class UniformL2(GridQuantizer):
 
     The step is fitted to the squared error as in Lloyd's algorithm: with the integers
     `z = Q(w)/step` held, the best step is `sum(w z) / sum(z^2)`; with the step held, the best
-    integers are the nearest; until both are stable. It starts from the best step for normal
-    weights. Large weights saturate, which costs less than a coarse grid for all: where `Uniform`
-    has few bits, this one is closer.
+    integers are the nearest; until both are stable. It starts from the best of seven steps, around
+    the one for normal weights. Large weights saturate, which costs less than a coarse grid for all:
+    where `Uniform` has few bits, this one is closer.
 
-    The fit runs in each training step, over the whole kernel (some ten passes).
+    The fit runs in each training step, over the whole kernel: some 15 passes with 3 levels, up to
+    37 with many.
 
     Args:
         levels: Number of levels M, odd, from 3 (ternary) to 255.
@@ -44,7 +45,7 @@ class UniformL2(GridQuantizer):
 
     gradients = ("identity", "clip")
     #: Passes after which a fit ends that still moves a weight or two.
-    max_passes = 100
+    max_passes = 30
 
     def __init__(self, levels=3, axis=None, ste="identity"):
         super().__init__(ste, axis)
@@ -88,11 +89,22 @@ class UniformL2(GridQuantizer):
         )[1]
 
     def _first_step(self, w):
+        """The best of a few steps around that for normal weights, and the one that clips none."""
         deviation = ops.sqrt(self.mean(ops.square(w)))
-        # Of normal weights, asymptotically: Hui and Neuhoff, 2001.
+        # Asymptotically: Hui and Neuhoff, 2001.
         normal = 4 * math.sqrt(math.log(self.level_count)) / self.level_count
-        whole = ops.divide(self.max(ops.abs(w)), float(self.limits[1]))
-        return or_one(ops.minimum(ops.multiply(normal, deviation), whole))
+        best = or_one(ops.divide(self.max(ops.abs(w)), float(self.limits[1])))
+        error = self._error(w, best)
+        for factor in (0.7, 0.8, 0.9, 1.0, 1.25, 1.5):
+            step = or_one(ops.multiply(factor * normal, deviation))
+            candidate = self._error(w, step)
+            closer = ops.less(candidate, error)
+            best, error = ops.where(closer, step, best), ops.where(closer, candidate, error)
+        return best
+
+    def _error(self, w, step):
+        rounded = ops.multiply(step, self.integers(w, step))
+        return self.sum(ops.square(ops.subtract(w, rounded)))
 
     def get_config(self):
         return {"levels": self.level_count, "axis": self.axis, **super().get_config()}

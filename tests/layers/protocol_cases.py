@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from keras_compress import layers
+from keras_compress import layers, quantizers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +19,7 @@ class Case:
         signs: Whether inputs are drawn from {-1, 1} (layers whose input quantizer leaves those
             alone equal their `expand()` only there).
         tolerance: Largest absolute difference between the layer and its `expand()`.
+        initializer: Name of the kernel initializer's argument.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Case:
     exact: dict | None = None
     signs: bool = False
     tolerance: float = 1e-5
+    initializer: str = "kernel_initializer"
 
 
 CASES = [
@@ -238,5 +240,169 @@ CASES = [
         {"units": 12, "block_size": 6, "seed": 1},
         (18,),
         fit={"block_size": 2},
+    ),
+    Case(
+        "QuantDense-TWN",
+        layers.QuantDense,
+        {"units": 12, "kernel_quantizer": "ternary", "activation": "relu"},
+        (24,),
+        fit={"kernel_quantizer": "ternary"},
+        exact={"kernel_quantizer": None},
+    ),
+    Case(
+        "QuantDense-4-bits-fixed-point-inputs-sequence",
+        layers.QuantDense,
+        {
+            "units": 8,
+            "kernel_quantizer": quantizers.Uniform(4),
+            "input_quantizer": quantizers.FixedPoint(8, 5, "stochastic", seed=1),
+            "use_bias": False,
+        },
+        (5, 16),
+        signs=True,
+        fit={"kernel_quantizer": quantizers.Uniform(4), "input_quantizer": "fixed_point"},
+    ),
+    Case(
+        "QuantDense-sketch-HORQ",
+        layers.QuantDense,
+        {
+            "units": 8,
+            "kernel_quantizer": quantizers.ResidualSign(3, refine=True),
+            "input_quantizer": quantizers.ResidualSign(2, axis=0, ste="clip"),
+        },
+        (24,),
+        signs=True,
+        fit={"kernel_quantizer": quantizers.ResidualSign(2)},
+    ),
+    Case(
+        "QuantDense-8-bit-tree",
+        layers.QuantDense,
+        {"units": 40, "kernel_quantizer": "dynamic_tree8"},
+        (32,),
+        fit={"kernel_quantizer": "dynamic_tree8"},
+    ),
+    Case(
+        "QuantConv2D-L2-strided",
+        layers.QuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": (3, 2),
+            "strides": 2,
+            "padding": "same",
+            "kernel_quantizer": quantizers.UniformL2(7),
+            "activation": "tanh",
+        },
+        (8, 9, 4),
+        fit={"kernel_quantizer": quantizers.UniformL2(15, axis=-1)},
+        exact={},
+    ),
+    Case(
+        "QuantConv2D-INQ-groups-dilated",
+        layers.QuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "groups": 2,
+            "dilation_rate": (1, 2),
+            "kernel_quantizer": "power_of_two",
+        },
+        (8, 9, 4),
+        fit={"kernel_quantizer": quantizers.PowerOfTwo(4, terms=2)},
+    ),
+    Case(
+        "QuantConv2D-pointwise-DoReFa",
+        layers.QuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": 1,
+            "kernel_quantizer": quantizers.DoReFaWeight(1),
+            "input_quantizer": "sign",
+        },
+        (7, 6, 16),
+        signs=True,
+        fit={"kernel_quantizer": quantizers.DoReFaWeight(1), "input_quantizer": "sign"},
+    ),
+    Case(
+        "QuantConv2D-16-bits-channels-first",
+        layers.QuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "data_format": "channels_first",
+            "kernel_quantizer": quantizers.FixedPoint(16, 12, "stochastic", seed=2),
+            "use_bias": False,
+        },
+        (4, 8, 7),
+        fit={"kernel_quantizer": quantizers.FixedPoint(16, 12)},
+    ),
+    Case(
+        "QuantDepthwiseConv2D-4-bits-strided",
+        layers.QuantDepthwiseConv2D,
+        {
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "depth_multiplier": 2,
+            "kernel_quantizer": quantizers.Uniform(4),
+            "activation": "relu",
+        },
+        (8, 9, 6),
+        fit={"kernel_quantizer": quantizers.Uniform(4)},
+        exact={},
+        initializer="depthwise_initializer",
+    ),
+    Case(
+        "QuantDepthwiseConv2D-ternary-fixed-point-inputs",
+        layers.QuantDepthwiseConv2D,
+        {
+            "kernel_size": (2, 3),
+            "kernel_quantizer": quantizers.Ternary(axis=-1),
+            "input_quantizer": quantizers.FixedPoint(8, 6),
+            "use_bias": False,
+        },
+        (8, 9, 6),
+        signs=True,
+        fit={"kernel_quantizer": quantizers.Ternary(axis=-1)},
+        initializer="depthwise_initializer",
+    ),
+    Case(
+        "FakeQuantDense-4-bits-weights-only",
+        layers.FakeQuantDense,
+        {"units": 12, "weight_bits": 4, "granularity": "channel", "weights_only": True},
+        (16,),
+        fit={"weight_bits": 4, "granularity": "channel"},
+    ),
+    Case(
+        "FakeQuantConv2D-batch-norm-strided",
+        layers.FakeQuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "activation": "relu",
+            "use_bias": False,
+            "batch_norm": {"momentum": 0.9},
+        },
+        (8, 9, 4),
+    ),
+    Case(
+        "FakeQuantConv2D-channels-first",
+        layers.FakeQuantConv2D,
+        {
+            "filters": 6,
+            "kernel_size": (3, 2),
+            "data_format": "channels_first",
+            "use_bias": False,
+            "batch_norm": {"scale": False},
+        },
+        (4, 8, 7),
+    ),
+    Case(
+        "FakeQuantDepthwiseConv2D",
+        layers.FakeQuantDepthwiseConv2D,
+        {"kernel_size": 3, "depth_multiplier": 2, "batch_norm": {}, "use_bias": False},
+        (8, 9, 6),
+        initializer="depthwise_initializer",
     ),
 ]

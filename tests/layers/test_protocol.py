@@ -105,7 +105,7 @@ def test_mixed_precision(case):
 
 def test_kernel_initializer_sets_the_spread_of_the_dense_kernel(case):
     initializer = keras.initializers.RandomNormal(stddev=0.05)
-    layer = make_layer(case, kernel_initializer=initializer)
+    layer = make_layer(case, **{case.initializer: initializer})
     if case.signs or "scale" in case.arguments:
         pytest.skip("binary kernels have the spread of their levels")
     spread = float(np.std(layer.reconstruct_kernel()))

@@ -1,0 +1,129 @@
+"""The graph of a model as one flat list of calls, nested models dissolved."""
+
+import dataclasses
+
+import keras
+
+
+@dataclasses.dataclass(eq=False)
+class Value:
+    """What a call gives: a tensor of the model, without its data.
+
+    Attributes:
+        call: The `Call` that gives it, or `None` for an input of the model.
+        readers: The calls that take it; `None` stands for the model's own output.
+    """
+
+    call: object = None
+    readers: list = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(eq=False)
+class Call:
+    """One call of a layer or an operation.
+
+    Attributes:
+        operation: The layer, or the `keras.Operation`.
+        args: Positional arguments, nested, with `Value`s in the place of tensors.
+        kwargs: Keyword arguments, likewise.
+        path: Names of the models around it and its own.
+        outputs: List of `Value`.
+    """
+
+    operation: object
+    args: tuple
+    kwargs: dict
+    path: tuple
+    outputs: list = dataclasses.field(default_factory=list)
+
+    @property
+    def inputs(self):
+        """All `Value`s among the arguments."""
+        flat = keras.tree.flatten((self.args, self.kwargs))
+        return [value for value in flat if isinstance(value, Value)]
+
+    @property
+    def output(self):
+        """The one output."""
+        (value,) = self.outputs
+        return value
+
+    @property
+    def sole_reader(self):
+        """The one call that takes the one output, or `None`."""
+        if len(self.outputs) != 1 or len(self.output.readers) != 1:
+            return None
+        return self.output.readers[0]
+
+
+class CallGraph:
+    """The calls of a Sequential or functional model, in an order in which they can run.
+
+    Args:
+        model: A built model with a graph. Nothing is called, and no node added to its layers.
+
+    Attributes:
+        inputs: `Value`s in the order of `model.inputs`.
+        outputs: `Value`s, nested as the model gives its outputs.
+        calls: List of `Call`.
+    """
+
+    def __init__(self, model):
+        self.calls = []
+        self.inputs = [Value() for _ in model.inputs]
+        self.outputs = self._walk(model, self.inputs, ())
+        for value in keras.tree.flatten(self.outputs):
+            value.readers.append(None)
+
+    def _walk(self, model, values, path):
+        if isinstance(model, keras.Sequential):
+            (value,) = values
+            for layer in model.layers:
+                value = self._visit(layer, (value,), {}, 1, path)
+            return value
+        table = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
+
+        def known(leaf):
+            return table.get(id(leaf), leaf)
+
+        for operation, node in _nodes(model):
+            args = keras.tree.map_structure(known, tuple(node.arguments.args))
+            kwargs = keras.tree.map_structure(known, dict(node.arguments.kwargs))
+            count = len(node.output_tensors)
+            given = self._visit(operation, args, kwargs, count, path)
+            for tensor, value in zip(node.output_tensors, keras.tree.flatten(given), strict=True):
+                table[id(tensor)] = value
+        return keras.tree.map_structure(known, model.output)
+
+    def _visit(self, operation, args, kwargs, count, path):
+        if isinstance(operation, keras.Sequential) or hasattr(operation, "operations"):
+            values = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Value)]
+            return self._walk(operation, values, (*path, operation.name))
+        call = Call(operation, args, kwargs, (*path, operation.name))
+        call.outputs = [Value(call) for _ in range(count)]
+        for value in call.inputs:
+            value.readers.append(call)
+        self.calls.append(call)
+        return call.output if count == 1 else call.outputs
+
+
+def _nodes(model):
+    """Pairs of an operation and a node of it, each after those that it takes its inputs from."""
+    inputs = {id(tensor) for tensor in model.inputs}
+    order, done = [], set()
+    stack = [(tensor, False) for tensor in reversed(keras.tree.flatten(model.output))]
+    while stack:
+        tensor, ready = stack.pop()
+        if id(tensor) in inputs:
+            continue
+        operation, index, _ = tensor._keras_history
+        node = operation._inbound_nodes[index]
+        if id(node) in done:
+            continue
+        if ready:
+            done.add(id(node))
+            order.append((operation, node))
+            continue
+        stack.append((tensor, True))
+        stack.extend((needed, False) for needed in reversed(node.input_tensors))
+    return order
