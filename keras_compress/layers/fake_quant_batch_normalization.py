@@ -43,8 +43,7 @@ class FakeQuantBatchNormalization(keras.layers.BatchNormalization):
     def call(self, inputs, training=None, mask=None):
         if not (training and self.trainable):
             return super().call(inputs, training=False, mask=mask)
-        axes = list(range(len(inputs.shape) - 1))
-        mean, variance = ops.moments(ops.cast(inputs, "float32"), axes)
+        mean, variance = _moments(ops.cast(inputs, "float32"), mask)
         frozen = ops.greater(self.frozen, 0.5)
         rate = ops.multiply(1.0 - self.momentum, ops.subtract(1.0, self.frozen))
         used_mean = ops.where(frozen, ops.convert_to_tensor(self.moving_mean), mean)
@@ -67,7 +66,8 @@ class FakeQuantBatchNormalization(keras.layers.BatchNormalization):
         """Starts from a trained `keras.layers.BatchNormalization`."""
         new = cls.from_config({**layer.get_config(), "name": name or layer.name})
         new.build((*[None] * (layer.input_spec.ndim - 1), layer.moving_mean.shape[0]))
-        for old, variable in zip(layer.variables, new.variables, strict=False):
+        # The last one, `frozen`, is of this class alone.
+        for old, variable in zip(layer.variables, new.variables[:-1], strict=True):
             variable.assign(ops.convert_to_numpy(old))
         return new
 
@@ -99,6 +99,19 @@ class ChannelAffine(keras.layers.Layer):
         inner = math.prod(inputs.shape[1:-1])
         outputs = self.convolution(ops.reshape(inputs, (-1, inner, 1, channels)))
         return ops.reshape(outputs, (-1, *inputs.shape[1:]))
+
+
+def _moments(inputs, mask):
+    """Mean and variance of each channel, of what a mask lets count."""
+    axes = tuple(range(len(inputs.shape) - 1))
+    if mask is None:
+        return ops.moments(inputs, axes)
+    weights = ops.expand_dims(ops.cast(mask, inputs.dtype), -1)
+    weights = ops.broadcast_to(weights, ops.shape(inputs))
+    count = ops.maximum(ops.sum(weights, axes), 1.0)
+    mean = ops.divide(ops.sum(ops.multiply(weights, inputs), axes), count)
+    squares = ops.square(ops.subtract(inputs, mean))
+    return mean, ops.divide(ops.sum(ops.multiply(weights, squares), axes), count)
 
 
 def _identity(channels):

@@ -50,11 +50,7 @@ _SAME_GRID = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)
 #: Layers of several inputs, which LiteRT wants on the grid of the output.
 _SHARED_GRID = (keras.layers.Concatenate, keras.layers.Maximum, keras.layers.Minimum)
 _MEANS = (keras.layers.GlobalAveragePooling1D, keras.layers.GlobalAveragePooling2D)
-_SUMS = {
-    keras.layers.Add: "Add",
-    keras.layers.Subtract: "Subtract",
-    keras.layers.Multiply: "Multiply",
-}
+_SUMS = (keras.layers.Add, keras.layers.Subtract, keras.layers.Multiply)
 #: Names of the operations behind `x + y`, `x - y` and `x * y`.
 _SUM_OPERATIONS = ("Add", "Subtract", "Multiply")
 
@@ -163,7 +159,7 @@ def quantize_aware(model, scheme="int8", layers=None, data=None, decay=0.99):
     if plan.floats:
         warnings.warn(
             f"quantize_aware: {', '.join(plan.floats)} stay in float, having no quantised form: "
-            "the .tflite converts to float and back around them.",
+            "unless the converter finds an integer one, the .tflite goes to float and back there.",
             stacklevel=2,
         )
     if data is not None:
@@ -185,7 +181,7 @@ def freeze_statistics(model, frozen=True):
     Raises:
         ValueError: if the model has no such statistics.
     """
-    flags = [layer.frozen for layer in model.layers if hasattr(layer, "frozen")]
+    flags = [layer.frozen for layer in matching.leaf_layers(model) if hasattr(layer, "frozen")]
     if not flags:
         raise ValueError(
             f"freeze_statistics: model '{model.name}' has no moving statistics of quantize-aware "
@@ -267,17 +263,19 @@ def _kind(call):
     one_input = len(call.inputs) == 1 and len(call.outputs) == 1
     if type(layer) is keras.layers.BatchNormalization and one_input:
         return "norm" if layer.axis in (-1, layer.input_spec.ndim - 1) else "float"
-    if isinstance(layer, _SAME_VALUES):
+    if type(layer) in _SAME_VALUES:
         return "same_values"
-    if isinstance(layer, _SAME_GRID):
+    if type(layer) in _SAME_GRID:
         return "same_grid"
-    if isinstance(layer, _SHARED_GRID):
+    if type(layer) in _SHARED_GRID:
         return "shared_grid"
-    if isinstance(layer, _MEANS):
+    if type(layer) in _MEANS:
         return "mean"
-    of_operation = type(layer).__name__ in _SUM_OPERATIONS and len(call.inputs) == 2
-    if type(layer) in _SUMS or (not isinstance(layer, keras.layers.Layer) and of_operation):
+    if type(layer) in _SUMS:
         return "sum"
+    if not isinstance(layer, keras.layers.Layer):
+        of_two = type(layer).__name__ in _SUM_OPERATIONS and len(call.inputs) == 2
+        return "sum" if of_two else "float"
     name = _activation_of(layer)
     if name in _KNOWN:
         return "activation" if one_input else "float"

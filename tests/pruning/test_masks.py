@@ -19,6 +19,23 @@ def test_weight_masks_keep_the_largest_and_count_exactly(sparsity):
     assert not mask.ravel()[order[:drop]].any() and mask.ravel()[order[drop:]].all()
 
 
+@pytest.mark.parametrize("order", ["random", "sorted", "repeated", "zeros"])
+def test_large_masks_are_exact_whatever_the_order(order):
+    """Large enough for the threshold to be looked for with a sample."""
+    w = np.abs(kernel(300, 400))
+    if order == "sorted":
+        w = np.sort(w, axis=None).reshape(w.shape)
+    elif order == "repeated":
+        w = np.round(w, 1)
+    elif order == "zeros":
+        w *= kernel(300, 400, seed=1) > 0
+    for sparsity in (0.01, 0.5, 0.8, 0.999):
+        drop = int(np.floor(sparsity * w.size + 0.5))
+        mask = magnitude_mask(w, sparsity)
+        assert np.count_nonzero(~mask) == drop
+        assert w[~mask].max() <= w[mask].min()
+
+
 def test_ties_go_in_memory_order():
     w = np.array([[1, 1, 1, 2], [1, 1, 2, 2]], "float32")
     want = [[0, 0, 0, 1], [1, 1, 1, 1]]

@@ -285,18 +285,19 @@ def test_a_scale_of_zero_leaves_the_offset_and_the_statistics():
     np.testing.assert_array_equal(array(layer.batch_norm.moving_variance), before)
 
 
-def test_lone_batch_norm_trains_as_the_stock_layer_does_and_can_be_frozen():
+@pytest.mark.parametrize("masked", [False, True])
+def test_lone_batch_norm_trains_as_the_stock_layer_does_and_can_be_frozen(masked):
     stock = layers.BatchNormalization(momentum=0.8)
-    model = shaken(keras.Sequential([keras.Input((6, 4)), stock]))
+    shaken(keras.Sequential([keras.Input((6, 4)), stock]))
     layer = FakeQuantBatchNormalization.from_layer(stock)
     x = RNG.normal(size=(5, 6, 4)).astype("float32")
     still = array(layer(x))
     layer.frozen.assign(1.0)
     np.testing.assert_allclose(array(layer(x, training=True)), still, atol=1e-5)
     layer.frozen.assign(0.0)
-    np.testing.assert_allclose(
-        array(layer(x, training=True)), array(model(x, training=True)), atol=1e-5
-    )
+    mask = np.arange(6) < np.arange(2, 7)[:, None] if masked else None
+    expected = array(stock(x, training=True, mask=mask))
+    np.testing.assert_allclose(array(layer(x, training=True, mask=mask)), expected, atol=1e-4)
     np.testing.assert_allclose(
         array(layer.moving_variance), array(stock.moving_variance), rtol=1e-5
     )
