@@ -1,5 +1,7 @@
 """Base of the layers that replace `keras.layers.Conv2D`."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -63,6 +65,14 @@ class CompressedConv2D(CompressedConvolution):
         )
         self.filters = validation.positive_int("filters", filters, self)
         self.groups = validation.positive_int("groups", groups, self)
+
+    def kernel_shape(self, input_channels):
+        """Shape of the stock layer's kernel."""
+        return (*self.kernel_size, input_channels // self.groups, self.filters)
+
+    def kernel_macs(self, input_size, output_size):
+        """Multiply-accumulates of `apply_kernel` for one sample: by default, of `multiply`."""
+        return math.prod(output_size) * math.prod(self.kernel_shape(self.input_channels))
 
     def multiply(self, inputs, kernel):
         """The stock layer's convolution of inputs and a dense kernel."""

@@ -34,13 +34,17 @@ class CompressedDense(CompressedLayer):
         self.input_spec = keras.layers.InputSpec(min_ndim=2)
         self.supports_masking = True
 
+    def kernel_shape(self, input_channels):
+        """Shape of the stock layer's kernel."""
+        return (input_channels, self.units)
+
     def multiply(self, inputs, kernel):
         """The stock layer's product of inputs and a dense kernel."""
         return ops.matmul(inputs, kernel)
 
     def kernel_macs(self):
-        """Multiply-accumulates of `apply_kernel` for one row of the input."""
-        raise NotImplementedError
+        """Multiply-accumulates of `apply_kernel` for one row: by default, those of `multiply`."""
+        return math.prod(self.kernel_shape(self.input_channels))
 
     def macs(self, input_shape=None):
         """Multiply-accumulates of one sample through the compressed form.

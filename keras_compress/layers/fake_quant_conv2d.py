@@ -1,7 +1,5 @@
 """FakeQuantConv2D: a convolution that trains with its kernel rounded to a grid."""
 
-import math
-
 import keras
 
 from keras_compress.layers.compressed_conv2d import CompressedConv2D
@@ -41,12 +39,6 @@ class FakeQuantConv2D(FakeQuantKernel, CompressedConv2D):
     >>> layer.storage_bits()
     384
     """
-
-    def kernel_shape(self, input_channels):
-        return (*self.kernel_size, input_channels // self.groups, self.filters)
-
-    def kernel_macs(self, input_size, output_size):
-        return math.prod(self.kernel.shape) * math.prod(output_size)
 
     def _stored_form(self):
         return StoredConv2D.of(self.expand(), self.grid_kernel())

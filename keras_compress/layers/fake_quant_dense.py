@@ -1,7 +1,5 @@
 """FakeQuantDense: a dense layer that trains with its kernel rounded to a grid."""
 
-import math
-
 import keras
 
 from keras_compress.layers.compressed_dense import CompressedDense
@@ -51,12 +49,6 @@ class FakeQuantDense(FakeQuantKernel, CompressedDense):
         super().__init__(
             units, activation=activation, use_bias=use_bias, granularity=granularity, **kwargs
         )
-
-    def kernel_shape(self, input_channels):
-        return (input_channels, self.units)
-
-    def kernel_macs(self):
-        return math.prod(self.kernel.shape)
 
     def _stored_form(self):
         return StoredDense.of(self.expand(), self.grid_kernel())

@@ -80,10 +80,6 @@ class FakeQuantKernel:
             "kernel", self.kernel_shape(input_channels), self.kernel_initializer, autocast=False
         )
 
-    def kernel_shape(self, input_channels):
-        """Shape of the source layer's kernel."""
-        raise NotImplementedError
-
     def _by_output(self, kernel):
         """The kernel with output channels as its last axis."""
         return kernel

@@ -95,7 +95,10 @@ class HashedDense(CompressedDense):
     def apply_kernel(self, inputs, training=None):
         # Not fused in inference, so that saved graphs run without XLA.
         kernel = expand_values_tensor(
-            ops.convert_to_tensor(self.values), self._kernel_shape(), self.seed, bool(training)
+            ops.convert_to_tensor(self.values),
+            self.kernel_shape(self.input_channels),
+            self.seed,
+            bool(training),
         )
         return ops.matmul(inputs, kernel)
 
@@ -103,14 +106,9 @@ class HashedDense(CompressedDense):
         return self._stored_kernel().dense()
 
     def _stored_kernel(self):
-        return HashedKernel(ops.convert_to_numpy(self.values), self.seed, self._kernel_shape())
-
-    def kernel_macs(self):
-        """The dense layer's count: every entry of the kernel multiplies, shared or not.
-
-        The hash is integer arithmetic, no multiply-accumulate, and does not grow with the batch.
-        """
-        return self.input_channels * self.units
+        return HashedKernel(
+            ops.convert_to_numpy(self.values), self.seed, self.kernel_shape(self.input_channels)
+        )
 
     def export_form(self):
         """The values alone, as int8, hashed into the kernel when the .tflite is loaded."""
@@ -129,9 +127,6 @@ class HashedDense(CompressedDense):
         seed = validation.seed(seed, cls.__name__)
         values = fit_values(kernel, _bucket_count(compression, kernel.size), seed)
         return {"compression": compression, "seed": seed}, [values]
-
-    def _kernel_shape(self):
-        return (self.input_channels, self.units)
 
     def get_config(self):
         return {**super().get_config(), "compression": self.compression, "seed": self.seed}

@@ -103,7 +103,3 @@ class QuantConv2D(QuantizedKernel, CompressedConv2D):
     def kernel_shape(self, input_channels):
         self._check_groups("input channels", input_channels)
         return (*self.kernel_size, input_channels // self.groups, self.filters)
-
-    def kernel_macs(self, input_size, output_size):
-        """Conv2D's count, of products of what the quantizers give."""
-        return math.prod(output_size) * math.prod(self.kernel.shape)

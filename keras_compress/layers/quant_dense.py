@@ -87,10 +87,3 @@ class QuantDense(QuantizedKernel, CompressedDense):
             input_quantizer=input_quantizer,
             **kwargs,
         )
-
-    def kernel_shape(self, input_channels):
-        return (input_channels, self.units)
-
-    def kernel_macs(self):
-        """The dense layer's count, of products of what the quantizers give."""
-        return self.input_channels * self.units

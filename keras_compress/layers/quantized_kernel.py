@@ -12,8 +12,7 @@ from keras_compress.layers.stored_kernel import CodebookKernel, GridKernel
 class QuantizedKernel:
     """Mixin, left of a base of compressed layers: one latent kernel, quantised.
 
-    A layer that uses it writes `kernel_shape(input_channels)`, and `_by_output` if its kernel's
-    last axis is not the output channels.
+    A layer whose kernel's last axis is not the output channels writes `_by_output`.
 
     Args:
         *args: For the layer's own base.
@@ -58,10 +57,6 @@ class QuantizedKernel:
         self.kernel = self.add_kernel_weight(
             "kernel", self.kernel_shape(input_channels), self.kernel_initializer, autocast=False
         )
-
-    def kernel_shape(self, input_channels):
-        """Shape of the source layer's kernel."""
-        raise NotImplementedError
 
     def _by_output(self, kernel):
         """The kernel with output channels as its last axis, as quantizers take it."""

@@ -30,7 +30,7 @@ class StoredLayer:
         return new
 
     def build_kernel(self, input_channels):
-        self.kernel = self.add_kernel_weight("kernel", self._kernel_shape(input_channels), "zeros")
+        self.kernel = self.add_kernel_weight("kernel", self.kernel_shape(input_channels), "zeros")
 
     def apply_kernel(self, inputs):
         return self.multiply(inputs, ops.convert_to_tensor(self.kernel))
@@ -47,12 +47,6 @@ class StoredLayer:
 class StoredDense(StoredLayer, CompressedDense):
     """Export form of a dense layer with a stored kernel: see `StoredLayer`."""
 
-    def kernel_macs(self):
-        return self.input_channels * self.units
-
-    def _kernel_shape(self, input_channels):
-        return (input_channels, self.units)
-
     @staticmethod
     def _source_input_shape_of(kernel_shape, layer):
         return (None, kernel_shape[0])
@@ -61,13 +55,6 @@ class StoredDense(StoredLayer, CompressedDense):
 @keras.saving.register_keras_serializable(package="keras_compress")
 class StoredConv2D(StoredLayer, CompressedConv2D):
     """Export form of a convolution with a stored kernel: see `StoredLayer`."""
-
-    def kernel_macs(self, input_size, output_size):
-        kernel = self.kernel.shape
-        return kernel[0] * kernel[1] * kernel[2] * kernel[3] * output_size[0] * output_size[1]
-
-    def _kernel_shape(self, input_channels):
-        return (*self.kernel_size, input_channels // self.groups, self.filters)
 
     @staticmethod
     def _source_input_shape_of(kernel_shape, layer):
