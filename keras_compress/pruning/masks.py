@@ -89,32 +89,39 @@ def keep_largest(scores, drop):
     Of equal scores the one that comes first in memory goes first.
     """
     flat = np.ravel(scores)
-    keep = np.ones(flat.size, bool)
-    if drop > 0:
-        # Weights that are pruned already tie for the smallest score, and partition is slow on ties.
+    if drop <= 0:
+        return np.ones(np.shape(scores), bool)
+    # Weights that are pruned already tie for the smallest score, and partition is slow on ties.
+    threshold = flat.min()
+    if threshold != threshold:
+        # A diverged weight is no small one.
+        flat = np.where(np.isnan(flat), np.inf, flat)
         threshold = flat.min()
-        above = flat[flat > threshold]
-        left = drop - (flat.size - above.size)
-        if left > 0:
-            threshold = _nth_smallest(above, left - 1)
-        keep[flat < threshold] = False
-        ties = np.flatnonzero(flat == threshold)
-        keep[ties[: drop - (flat.size - int(keep.sum()))]] = False
+    if drop > np.count_nonzero(flat == threshold):
+        threshold = _nth_smallest(flat, drop - 1, above=threshold)
+    # Comparisons of whole arrays: indexing by a mask takes many times as long.
+    keep = flat >= threshold
+    ties = np.flatnonzero(flat == threshold)
+    keep[ties[: drop - (flat.size - np.count_nonzero(keep))]] = False
     return keep.reshape(np.shape(scores))
 
 
-def _nth_smallest(values, n):
-    """`np.sort(values)[n]`; a sample says where to look, so that few values are partitioned."""
+def _nth_smallest(values, n, above):
+    """`np.sort(values)[n]`, known to be larger than `above`.
+
+    A sample says where to look, so that few values are partitioned.
+    """
     sample = np.sort(values[:: max(1, len(values) // 4096)])
-    place = n / len(values) * len(sample)
-    low = sample[max(0, int(place - 0.02 * len(sample)))]
-    high = sample[min(len(sample) - 1, int(place + 0.02 * len(sample)) + 1)]
-    below = int(np.count_nonzero(values < low))
-    window = values[(values >= low) & (values <= high)]
-    if not below <= n < below + len(window):
+    place, margin = n / len(values) * len(sample), 0.02 * len(sample)
+    low = sample[max(0, int(place - margin))]
+    high = sample[min(len(sample) - 1, int(place + margin) + 1)]
+    inside = (values > above) & (values >= low) & (values <= high)
+    below = np.count_nonzero((values <= above) | (values < low))
+    if not below <= n < below + np.count_nonzero(inside):
         # The sample was no good: neighbouring weights that are alike, say.
-        below, window = 0, values
-    return np.partition(window, n - below)[n - below]
+        inside = values > above
+        below = len(values) - np.count_nonzero(inside)
+    return np.partition(values[inside], n - below)[n - below]
 
 
 def magnitude_mask(kernel, sparsity, granularity="weight", block_size=None, output_axes=(-1,)):

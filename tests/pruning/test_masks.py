@@ -36,6 +36,11 @@ def test_large_masks_are_exact_whatever_the_order(order):
         assert w[~mask].max() <= w[mask].min()
 
 
+def test_weights_that_diverged_stay():
+    w = np.array([[1.0, np.nan, 3.0, 2.0]], "float32")
+    np.testing.assert_array_equal(magnitude_mask(w, 0.5), [[0, 1, 1, 0]])
+
+
 def test_ties_go_in_memory_order():
     w = np.array([[1, 1, 1, 2], [1, 1, 2, 2]], "float32")
     want = [[0, 0, 0, 1], [1, 1, 1, 1]]
