@@ -147,8 +147,12 @@ def _row(layer, macs):
     bits = storage_bits(layer) if not hasattr(layer, "storage_bits") else layer.storage_bits()
     kernel_bits = input_bits = None
     if macs:
-        kernel_bits = _bits(layer, "kernel_quantizer", layer.variable_dtype)
-        input_bits = _bits(layer, "input_quantizer", layer.compute_dtype)
+        # Layers of quantize_aware() have no quantizers of their own: inputs arrive rounded.
+        aware = hasattr(layer, "weight_bits")
+        kernel_bits = layer.weight_bits if aware else dtype_bits(layer.variable_dtype)
+        input_bits = 8 if aware and not layer.weights_only else dtype_bits(layer.compute_dtype)
+        kernel_bits = _bits(layer, "kernel_quantizer", kernel_bits)
+        input_bits = _bits(layer, "input_quantizer", input_bits)
     widest = max(kernel_bits or 32, input_bits or 32)
     kind = "binary_macs" if widest == 1 else "int8_macs" if widest <= 8 else "float_macs"
     return SummaryRow(
@@ -162,6 +166,6 @@ def _row(layer, macs):
     )
 
 
-def _bits(layer, attribute, dtype):
+def _bits(layer, attribute, default):
     quantizer = getattr(layer, attribute, None)
-    return dtype_bits(dtype) if quantizer is None else quantizer.bits
+    return default if quantizer is None else quantizer.bits

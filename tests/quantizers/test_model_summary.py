@@ -108,3 +108,10 @@ def test_half_precision_layers_have_sixteen_bits_of_input():
     (row,) = kc.quantizers.summary(net, verbose=False)
     assert (row.kernel_bits, row.input_bits, row.float_macs) == (32, 16, 12)
     assert np.isclose(row.float_bytes, row.nbytes)
+
+
+def test_layers_of_quantize_aware_count_as_int8():
+    model = keras.Sequential([keras.Input((16,)), keras.layers.Dense(8, name="fc")])
+    aware = kc.quantizers.quantize_aware(model)
+    row = next(row for row in kc.quantizers.summary(aware, verbose=False) if row.int8_macs)
+    assert (row.kernel_bits, row.input_bits, row.int8_macs) == (8, 8, 128)
