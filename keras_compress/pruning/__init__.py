@@ -1,5 +1,6 @@
 """Pruning: schedules, masks and what they leave behind."""
 
+from keras_compress.pruning.dropout import retraining_dropout_rate
 from keras_compress.pruning.masks import magnitude_mask, mask_from_scores
 from keras_compress.pruning.pruning_mask import PruningMask
 from keras_compress.pruning.schedules import (
@@ -20,5 +21,6 @@ __all__ = [
     "PruningSchedule",
     "magnitude_mask",
     "mask_from_scores",
+    "retraining_dropout_rate",
     "strip",
 ]
