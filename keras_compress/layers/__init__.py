@@ -14,9 +14,11 @@ from keras_compress.layers.fake_quant_conv2d import FakeQuantConv2D
 from keras_compress.layers.fake_quant_dense import FakeQuantDense
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
 from keras_compress.layers.hashed_dense import HashedDense
+from keras_compress.layers.lazy_dense import LazyDense
 from keras_compress.layers.quant_conv2d import QuantConv2D
 from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
+from keras_compress.layers.shift_batch_normalization import ShiftBatchNormalization
 from keras_compress.layers.tt_dense import TTDense
 
 FactorizedConv = FactorizedConv2D
@@ -37,8 +39,10 @@ __all__ = [
     "FakeQuantDense",
     "FakeQuantDepthwiseConv2D",
     "HashedDense",
+    "LazyDense",
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "ShiftBatchNormalization",
     "TTDense",
 ]

@@ -32,7 +32,7 @@ class QuantizedKernel:
                 "axis=None for one scale."
             )
         self._check_input_quantizer()
-        # Keras saves and updates what it finds as an attribute of a layer.
+        # Keras tracks what it finds as an attribute of a layer.
         self._quantizer_state = [
             entry
             for quantizer in (self.kernel_quantizer, self.input_quantizer)

@@ -65,15 +65,7 @@ class PruningMask(keras.layers.Layer):
             weight = self.constraint(weight)
         weight = ops.convert_to_tensor(weight)
         # A product: TensorFlow's select takes three times as long, at every step.
-        return ops.multiply(weight, ops.cast(self._current_mask(), weight.dtype))
-
-    def _current_mask(self):
-        if keras.backend.backend() != "jax":
-            return self.mask
-        # Keras applies constraints in a scope that knows trainable and optimizer variables only;
-        # in it, any other variable reads as its initial value.
-        values = _traced_values.get() or {}
-        return values.get(id(self.mask), self._noted)
+        return ops.multiply(weight, ops.cast(current_value(self.mask, self._noted), weight.dtype))
 
     def set_mask(self, mask):
         """Replaces the mask.
@@ -85,8 +77,7 @@ class PruningMask(keras.layers.Layer):
         self._note_mask()
 
     def _note_mask(self):
-        if keras.backend.backend() == "jax":
-            self._noted = ops.convert_to_numpy(self.mask)
+        self._noted = noted_value(self.mask)
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
@@ -98,6 +89,25 @@ class PruningMask(keras.layers.Layer):
             "shape": self.shape,
             "constraint": keras.constraints.serialize(self.constraint),
         }
+
+
+def noted_value(variable):
+    """A copy of a constraint's state for `current_value`, or `None` where none is needed."""
+    return ops.convert_to_numpy(variable) if keras.backend.backend() == "jax" else None
+
+
+def current_value(variable, noted):
+    """Value of a constraint's state inside of a training step.
+
+    Args:
+        variable: Non-trainable variable of the constraint.
+        noted: What `noted_value` gave when the variable was last assigned.
+    """
+    if keras.backend.backend() != "jax":
+        return variable
+    # Keras applies constraints in a scope that knows trainable and optimizer variables only;
+    # in it, any other variable reads as its initial value.
+    return (_traced_values.get() or {}).get(id(variable), noted)
 
 
 @contextlib.contextmanager

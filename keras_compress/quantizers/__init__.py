@@ -2,10 +2,13 @@
 
 import importlib
 
+from keras_compress.quantizers.ap2 import ap2
 from keras_compress.quantizers.codes import Codes
+from keras_compress.quantizers.dorefa_gradient import DoReFaGradient
 from keras_compress.quantizers.dorefa_weight import DoReFaWeight
 from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
 from keras_compress.quantizers.fixed_point import FixedPoint
+from keras_compress.quantizers.gradient_quantizer import GradientQuantizer
 from keras_compress.quantizers.grid_quantizer import GridQuantizer
 from keras_compress.quantizers.power_of_two import PowerOfTwo
 from keras_compress.quantizers.quantizer import Quantizer
@@ -22,13 +25,16 @@ from keras_compress.quantizers.weight_clip import WeightClip
 __all__ = [
     "Codes",
     "DoReFaActivation",
+    "DoReFaGradient",
     "DoReFaWeight",
     "DynamicTree8",
     "FixedPoint",
+    "GradientQuantizer",
     "GridQuantizer",
     "PowerOfTwo",
     "Quantizer",
     "ResidualSign",
+    "SearchStep",
     "Sign",
     "StochasticTernary",
     "Ternary",
@@ -36,6 +42,7 @@ __all__ = [
     "UniformL2",
     "UnitUniform",
     "WeightClip",
+    "ap2",
     "apply",
     "deserialize",
     "freeze_statistics",
@@ -46,6 +53,7 @@ __all__ = [
 ]
 
 _OF_MODELS = {
+    "SearchStep": "search_step",
     "apply": "post_training",
     "freeze_statistics": "quantize_aware_training",
     "quantize_aware": "quantize_aware_training",

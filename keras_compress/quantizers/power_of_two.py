@@ -6,11 +6,8 @@ from keras import ops
 
 from keras_compress import validation
 from keras_compress.quantizers.codes import Codes
+from keras_compress.quantizers.powers import exact_power
 from keras_compress.quantizers.quantizer import Quantizer, or_one
-
-# Exact, which `2 ** x` of a compiled graph need not be.
-_LOWEST = -126
-_POWERS = np.exp2(np.arange(_LOWEST, 128)).astype("float32")
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
@@ -78,14 +75,20 @@ class PowerOfTwo(Quantizer):
             return or_one(largest)
         # The logarithm of a power of two may come out a rounding error below the integer.
         exponent = ops.floor(ops.add(ops.log2(ops.multiply(or_one(largest), 4 / 3)), 1e-6))
-        index = ops.cast(ops.clip(exponent, _LOWEST, 127), "int32")
-        return ops.take(_POWERS, ops.subtract(index, _LOWEST))
+        return exact_power(exponent)
 
     def scale_count(self, shape):
         return 1
 
-    def quantize(self, w, training=None):
-        scales = self.scales(w)
+    def quantize(self, w, training=None, scales=None):
+        """Returns the quantised float32 tensor.
+
+        Args:
+            w: float32 tensor.
+            training: Not used.
+            scales: Largest level, if not that of `w` itself; larger weights become it.
+        """
+        scales = self.scales(w) if scales is None else scales
         return ops.multiply(scales, self._units(ops.divide(w, scales)))
 
     def _units(self, w):

@@ -5,6 +5,7 @@ import inspect
 import keras
 
 from keras_compress import validation
+from keras_compress.quantizers.dorefa_gradient import DoReFaGradient
 from keras_compress.quantizers.dorefa_weight import DoReFaWeight
 from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
 from keras_compress.quantizers.fixed_point import FixedPoint
@@ -23,6 +24,7 @@ DoReFaActivation = UnitUniform
 
 _BY_NAME = {
     "dorefa_activation": DoReFaActivation,
+    "dorefa_gradient": DoReFaGradient,
     "dorefa_weight": DoReFaWeight,
     "dynamic_tree8": DynamicTree8,
     "fixed_point": FixedPoint,

@@ -28,6 +28,8 @@ class UniformL2(GridQuantizer):
         axis: What has a step of its own: the tensor (`None`, as in the paper), each output channel
             (-1), or each sample of a batch (0).
         ste: Straight-through gradient, `"identity"` (as in the paper) or `"clip"`.
+        step: A positive step to use in place of the fitted one, as `SearchStep` finds it; only for
+            `axis=None`. It stays as it is in training.
 
     Raises:
         ValueError: if an argument is not one of these.
@@ -47,7 +49,7 @@ class UniformL2(GridQuantizer):
     #: Passes after which a fit ends that still moves a weight or two.
     max_passes = 30
 
-    def __init__(self, levels=3, axis=None, ste="identity"):
+    def __init__(self, levels=3, axis=None, ste="identity", step=None):
         super().__init__(ste, axis)
         levels_ = validation.integer("levels", levels, 3, 255, self)
         if levels_ % 2 == 0:
@@ -56,6 +58,16 @@ class UniformL2(GridQuantizer):
                 f"levels={levels}. Try {levels - 1} or {levels + 1}."
             )
         self.level_count = levels_
+        if step is not None:
+            step = validation.number(
+                "step", step, 0, math.inf, low_open=True, high_open=True, owner=self
+            )
+            if self.axis is not None:
+                raise ValueError(
+                    "UniformL2: `step` is one for the whole tensor; got "
+                    f"step={step} with axis={axis}. Use axis=None."
+                )
+        self.step = step
 
     @property
     def bits(self):
@@ -71,6 +83,9 @@ class UniformL2(GridQuantizer):
         return ops.multiply(ops.sign(w), ops.minimum(magnitudes, float(self.limits[1])))
 
     def scales(self, w):
+        if self.step is not None:
+            return super().scales(w)
+
         def improve(_, step):
             integers = self.integers(w, step)
             fitted = ops.divide(
@@ -107,4 +122,5 @@ class UniformL2(GridQuantizer):
         return self.sum(ops.square(ops.subtract(w, rounded)))
 
     def get_config(self):
-        return {"levels": self.level_count, "axis": self.axis, **super().get_config()}
+        config = {"levels": self.level_count, "axis": self.axis, "step": self.step}
+        return {**config, **super().get_config()}

@@ -33,6 +33,7 @@ QUANTIZERS = [
     quantizers.Uniform(8, axis=None),
     quantizers.UniformL2(7),
     quantizers.UniformL2(15, axis=-1),
+    quantizers.UniformL2(7, step=0.4),
     quantizers.UnitUniform(3),
 ]
 

@@ -40,6 +40,7 @@ ON_A_GRID = [
     (Uniform(8), 8),
     (UniformL2(3), 2),
     (UniformL2(7), 4),
+    (UniformL2(7, step=0.1), 4),
     (UniformL2(15, axis=-1), 4),
     (UniformL2(255), 8),
     (FixedPoint(4, 1), 4),

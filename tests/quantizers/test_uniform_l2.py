@@ -54,10 +54,10 @@ def test_hwang_quantizer_is_idempotent(levels):
 @pytest.mark.parametrize("levels", [3, 7])
 def test_hwang_rounding_and_saturation(levels):
     w = np.concatenate([normal(5000), [0.0]]).astype("float32")
-    step = UniformL2(levels).encode(w).scale
-    quantizer = UniformL2(levels)
-    quantizer.scales = lambda w: np.full([1] * len(w.shape), step, "float32")
-    outputs = values(quantizer, np.array([0.49, 0.51, -0.51, 100.0, -100.0]) * step)
+    step = float(UniformL2(levels).encode(w).scale)
+    outputs = values(
+        UniformL2(levels, step=step), np.array([0.49, 0.51, -0.51, 100.0, -100.0]) * step
+    )
     half = (levels - 1) // 2
     np.testing.assert_allclose(outputs, np.array([0, 1, -1, half, -half]) * step, rtol=1e-6)
 
@@ -75,6 +75,21 @@ def test_fewer_levels_than_bits_hold_and_closer_than_the_largest_magnitude():
 
 def test_zeros_have_a_step_and_stay_zero():
     np.testing.assert_array_equal(values(UniformL2(), np.zeros((4, 2))), np.zeros((4, 2)))
+
+
+def test_a_step_that_is_given_takes_the_place_of_the_fitted_one():
+    w = normal(500, 4)
+    codes = UniformL2(7, step=0.3).encode(w)
+    np.testing.assert_allclose(codes.decode(), reference(w, np.float32(0.3), 7), atol=1e-6)
+    assert codes.scale == np.float32(0.3)
+
+
+def test_bad_steps_are_named():
+    for step in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match=r"UniformL2: `step` must be a number in \(0, inf\)"):
+            UniformL2(3, step=step)
+    with pytest.raises(ValueError, match="`step` is one for the whole tensor"):
+        UniformL2(3, axis=-1, step=0.1)
 
 
 def test_bad_levels_are_named():
