@@ -27,7 +27,7 @@ from keras_compress.export import block_sparse
 from keras_compress.export.decode_once import hashed_weights, symbols_per_byte, table_weights
 from keras_compress.export.flatbuffer import pack
 from keras_compress.export.patches import patches, strided
-from keras_compress.export.sparsity import csr
+from keras_compress.export.sparsity import csr, index_bytes
 from keras_compress.layers.stored_kernel import (
     BlockSparseKernel,
     CodebookKernel,
@@ -119,10 +119,7 @@ def _(kernel: SparseKernel, site, geometry, optimize_for):
     type_name = site.flatbuffer.type_of(rows.dtype)
     stored = site.constant("kernel", rows, content=values.tobytes(), type_name=type_name)
     site.graph.tensor(stored).sparsity = sparsity
-    site.nbytes += sum(
-        part.values.nbytes
-        for part in (sparsity.dimMetadata[-1].arraySegments, sparsity.dimMetadata[-1].arrayIndices)
-    )
+    site.nbytes += index_bytes(sparsity)
     dense = site.graph.add_tensor(f"{site.name}/dense", rows.shape, type_name)
     site.emit("DENSIFY", [stored], [dense], site.schema.DensifyOptionsT())
     if rows.dtype == np.float16:

@@ -4,9 +4,8 @@ import collections
 import dataclasses
 import math
 
-import numpy as np
-
 from keras_compress.export.flatbuffer import Flatbuffer
+from keras_compress.export.sparsity import index_bytes
 from keras_compress.export.structure import layer_paths, path_in
 from keras_compress.export.timing import time_parts, unpacking_operators
 from keras_compress.layers import CompressedConv2D, CompressedDense
@@ -208,7 +207,9 @@ class _Ownership:
             for tensor in self._constants(graph, operator, unpacked):
                 if tensor.buffer not in self._claimed:
                     self._claimed.add(tensor.buffer)
-                    size = self._size(tensor) + _sparsity_bytes(tensor)
+                    size = self._size(tensor)
+                    if tensor.sparsity is not None:
+                        size += index_bytes(tensor.sparsity)
                     kind = self._flatbuffer.type_name(tensor).lower()
                     self._weights[path].append((size, kind, name))
 
@@ -261,17 +262,6 @@ def _dense_bytes(layer):
     else:
         return 4 * sum(math.prod(weight.shape) for weight in layer.weights)
     return 4 * (kernel + (0 if layer.bias is None else layer.bias.shape[0]))
-
-
-def _sparsity_bytes(tensor):
-    if tensor.sparsity is None:
-        return 0
-    return sum(
-        np.asarray(part.values).nbytes
-        for metadata in tensor.sparsity.dimMetadata
-        for part in (metadata.arraySegments, metadata.arrayIndices)
-        if part is not None
-    )
 
 
 def _listed(names):

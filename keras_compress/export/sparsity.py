@@ -46,6 +46,16 @@ def csr(schema, array):
     return values, parameters
 
 
+def index_bytes(parameters):
+    """Bytes of the positions in `SparsityParametersT`."""
+    return sum(
+        np.asarray(part.values).nbytes
+        for metadata in parameters.dimMetadata
+        for part in (metadata.arraySegments, metadata.arrayIndices)
+        if part is not None
+    )
+
+
 def _dense(schema, length):
     metadata = schema.DimensionMetadataT()
     metadata.format = schema.DimensionType.DENSE
