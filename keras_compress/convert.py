@@ -75,7 +75,7 @@ def rebuild(model, replacements, configure=None):
             is_layer = isinstance(layer, keras.layers.Layer)
             if configure is not None and is_layer:
                 config = configure(layer, config)
-            new = _from_config(layer, config)
+            new = new_like(layer, config)
             # The graph also has nodes that are plain operations (x + y) and hold no variables.
             if is_layer:
                 copies.append((layer, new))
@@ -89,7 +89,8 @@ def rebuild(model, replacements, configure=None):
     return new_model
 
 
-def _from_config(layer, config):
+def new_like(layer, config):
+    """A new layer (or operation) of the class of `layer`, made from a configuration."""
     if not isinstance(layer, keras.layers.Lambda):
         return type(layer).from_config(config)
     # Keras takes a Python lambda for untrusted code, but this one is here already.

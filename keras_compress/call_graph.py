@@ -12,10 +12,12 @@ class Value:
     Attributes:
         call: The `Call` that gives it, or `None` for an input of the model.
         readers: The calls that take it; `None` stands for the model's own output.
+        shape: With the batch axis; `None` for a size that is open.
     """
 
     call: object = None
     readers: list = dataclasses.field(default_factory=list)
+    shape: tuple = ()
 
 
 @dataclasses.dataclass(eq=False)
@@ -70,7 +72,7 @@ class CallGraph:
 
     def __init__(self, model):
         self.calls = []
-        self.inputs = [Value() for _ in model.inputs]
+        self.inputs = [Value(shape=tuple(tensor.shape)) for tensor in model.inputs]
         self.outputs = self._walk(model, self.inputs, ())
         for value in keras.tree.flatten(self.outputs):
             value.readers.append(None)
@@ -79,36 +81,46 @@ class CallGraph:
         if isinstance(model, keras.Sequential):
             (value,) = values
             for layer in model.layers:
-                value = self._visit(layer, (value,), {}, 1, path)
+                shape = tuple(layer.compute_output_shape(value.shape))
+                value = self._visit(layer, (value,), {}, [shape], path)
             return value
         table = {id(tensor): value for tensor, value in zip(model.inputs, values, strict=True)}
 
         def known(leaf):
             return table.get(id(leaf), leaf)
 
-        for operation, node in _nodes(model):
+        for operation, node in nodes(model):
             args = keras.tree.map_structure(known, tuple(node.arguments.args))
             kwargs = keras.tree.map_structure(known, dict(node.arguments.kwargs))
-            count = len(node.output_tensors)
-            given = self._visit(operation, args, kwargs, count, path)
+            shapes = [tuple(tensor.shape) for tensor in node.output_tensors]
+            given = self._visit(operation, args, kwargs, shapes, path)
             for tensor, value in zip(node.output_tensors, keras.tree.flatten(given), strict=True):
                 table[id(tensor)] = value
         return keras.tree.map_structure(known, model.output)
 
-    def _visit(self, operation, args, kwargs, count, path):
-        if isinstance(operation, keras.Sequential) or hasattr(operation, "operations"):
+    def _visit(self, operation, args, kwargs, shapes, path):
+        if is_graph(operation):
             values = [v for v in keras.tree.flatten((args, kwargs)) if isinstance(v, Value)]
             return self._walk(operation, values, (*path, operation.name))
         call = Call(operation, args, kwargs, (*path, operation.name))
-        call.outputs = [Value(call) for _ in range(count)]
+        call.outputs = [Value(call, shape=shape) for shape in shapes]
         for value in call.inputs:
             value.readers.append(call)
         self.calls.append(call)
-        return call.output if count == 1 else call.outputs
+        return call.output if len(shapes) == 1 else call.outputs
 
 
-def _nodes(model):
-    """Pairs of an operation and a node of it, each after those that it takes its inputs from."""
+def is_graph(operation):
+    """Whether an operation is a model whose graph can be opened."""
+    return isinstance(operation, keras.Sequential) or hasattr(operation, "operations")
+
+
+def nodes(model):
+    """Pairs of an operation and a node of it, each after those that it takes its inputs from.
+
+    Args:
+        model: A functional model.
+    """
     inputs = {id(tensor) for tensor in model.inputs}
     order, done = [], set()
     stack = [(tensor, False) for tensor in reversed(keras.tree.flatten(model.output))]

@@ -1,0 +1,26 @@
+"""Surgery: channels followed through a model's graph, and removed for good."""
+
+# The rules register themselves.
+from keras_compress.pruning.surgery import channel_layers, channel_shapes
+from keras_compress.pruning.surgery.channel_graph import (
+    FIXED,
+    ChannelGraph,
+    ChannelGroup,
+    Consumer,
+    Producer,
+)
+from keras_compress.pruning.surgery.channel_rules import register_channel_rule
+from keras_compress.pruning.surgery.remove import cut, remove_channels
+
+__all__ = [
+    "FIXED",
+    "ChannelGraph",
+    "ChannelGroup",
+    "Consumer",
+    "Producer",
+    "channel_layers",
+    "channel_shapes",
+    "cut",
+    "register_channel_rule",
+    "remove_channels",
+]
