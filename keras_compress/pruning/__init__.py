@@ -15,23 +15,43 @@ from keras_compress.pruning.schedules import (
 from keras_compress.pruning.strip import strip
 
 __all__ = [
+    "Budget",
+    "ChannelGraph",
     "ConstantSparsity",
     "CosineDecay",
     "OneShot",
     "PolynomialDecay",
     "PruningMask",
     "PruningSchedule",
+    "criteria",
     "magnitude_mask",
     "mask_from_scores",
+    "prune_channels",
+    "register_channel_rule",
+    "remove_channels",
     "retraining_dropout_rate",
+    "select",
     "strip",
 ]
 
-_OF_GRAPHS = ("ChannelGraph", "register_channel_rule", "remove_channels")
+_OF_MODELS = {
+    "Budget": "choice",
+    "ChannelGraph": "surgery",
+    "criteria": None,
+    "prune_channels": "prune_channels",
+    "register_channel_rule": "surgery",
+    "remove_channels": "surgery",
+    "select": "choice",
+}
 
 
 def __getattr__(name):
     # On first use: these open model graphs, which need what needs this package.
-    if name in _OF_GRAPHS:
-        return getattr(importlib.import_module(f"{__name__}.surgery"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in _OF_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if _OF_MODELS[name] is None:
+        return importlib.import_module(f"{__name__}.{name}")
+    value = getattr(importlib.import_module(f"{__name__}.{_OF_MODELS[name]}"), name)
+    # A module of the same name would hide it from now on.
+    globals()[name] = value
+    return value

@@ -15,13 +15,23 @@ from keras_compress.tables import Table
 #: The channel number of everything that must stay as it is.
 FIXED = 0
 
+_ACTIVATIONS = (
+    keras.layers.BatchNormalization,
+    keras.layers.Activation,
+    keras.layers.ReLU,
+    keras.layers.LeakyReLU,
+    keras.layers.ELU,
+    keras.layers.PReLU,
+)
+
 
 @dataclasses.dataclass(eq=False)
 class Producer:
     """A layer that makes channels: new ones, not those of its input.
 
     Attributes:
-        name: Name of the layer; `"layer/heads"` for the heads of an attention layer.
+        name: Name of the layer, with those of the models around it (`"encoder/conv"`);
+            `"layer/heads"` for the heads of an attention layer.
         layer: The layer.
         variable: Its kernel.
         place: Axis of the kernel that counts the channels.
@@ -44,6 +54,7 @@ class Consumer:
     """A layer that sums over channels.
 
     Attributes:
+        name: Name of the layer.
         layer: The layer.
         variable: Its kernel.
         place: Axis of the kernel that counts the channels.
@@ -52,6 +63,7 @@ class Consumer:
         channels: Array of the numbers of the channels it reads, in order; 0 for one that is fixed.
     """
 
+    name: str
     layer: keras.layers.Layer
     variable: keras.Variable
     place: int
@@ -195,7 +207,7 @@ class ChannelGraph:
         """The numbers that `index` noted for a variable's axis at an earlier call, or `None`."""
         return self._indices.get((id(variable), axis % len(variable.shape)))
 
-    def produce(self, call, axis, variables, name=None):
+    def produce(self, call, axis, variables, suffix=""):
         """Numbers for the channels that a layer makes: the same ones at each of its calls.
 
         Args:
@@ -203,17 +215,18 @@ class ChannelGraph:
             axis: Axis of its output that they lie on, or `None`.
             variables: Pairs of a variable (or `None`) and the axis that counts these channels, the
                 kernel first.
-            name: See `Producer`; by default the layer's.
+            suffix: What the producer's name has after that of the layer.
         """
         kernel, place = variables[0]
         known = self.indexed(kernel, place)
         if known is None:
             layer, known = call.operation, self.new(kernel.shape[place])
+            name = "/".join(call.path) + suffix
             for variable, at in variables:
                 self.index(variable, at, known)
             place = place % len(kernel.shape)
             self.producers.append(
-                Producer(name or layer.name, layer, kernel, place, call.outputs[0], axis, known)
+                Producer(name, layer, kernel, place, call.outputs[0], axis, known)
             )
         return known
 
@@ -233,7 +246,10 @@ class ChannelGraph:
         if first:
             known = self._known(channels, variable.shape[place])
             place = place % len(variable.shape)
-            self.consumers.append(Consumer(call.operation, variable, place, value, axis, known))
+            name = "/".join(call.path)
+            self.consumers.append(
+                Consumer(name, call.operation, variable, place, value, axis, known)
+            )
 
     @staticmethod
     def _known(channels, size):
@@ -272,6 +288,15 @@ class ChannelGraph:
         )
         links = coo_array((np.ones(len(first), bool), (first, second)), shape=(count, count))
         return csgraph.connected_components(links, directed=False)[1]
+
+    def activation(self, producer):
+        """The feature map of a producer: its output after batch normalization and activation."""
+        value = producer.value
+        while True:
+            (call,) = value.readers if len(value.readers) == 1 else (None,)
+            if call is None or not isinstance(call.operation, _ACTIVATIONS):
+                return value
+            value = call.output
 
     def positions(self, variable):
         """Dict from each axis of a variable that counts channels to their numbers."""

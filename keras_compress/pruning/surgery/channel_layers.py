@@ -162,6 +162,6 @@ def _(graph, call):
     variables = [(layer.output_dense.kernel, 0)]
     for part in projections:
         variables += [(part.kernel, 1), (part.bias, 0)]
-    graph.produce(call, None, variables, name=f"{layer.name}/heads")
+    graph.produce(call, None, variables, "/heads")
     output = layer.output_dense
     return [(None, None, graph.produce(call, 2, [(output.kernel, 2), (output.bias, 0)]))]

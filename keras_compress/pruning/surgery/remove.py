@@ -183,9 +183,9 @@ class _Cutter:
         return config
 
     def _reshaped(self, operation):
-        """A plain operation; a reshape asks for the new sizes."""
+        """A copy of a plain operation; a reshape asks for the new sizes."""
         if id(operation) not in self.graph.reshaped:
-            return operation
+            return new_like(operation, operation.get_config())
         target = self._target(operation, operation.newshape[1:])
         return type(operation)((operation.newshape[0], *target), name=operation.name)
 
