@@ -16,13 +16,16 @@ class Samples:
         batch_size: Rows of a batch, where `data` is arrays.
         labels: Whether targets are needed.
         owner: Object or name that error messages begin with.
+        shuffle: `numpy.random.Generator` that puts arrays in a new order at each pass; `None` to
+            leave them as they are.
 
     Raises:
         ValueError: if there is no sample or no target, a shape is not the model's, rows differ in
             number, or a value is not finite.
     """
 
-    def __init__(self, model, data, batch_size=64, labels=False, owner=None):
+    def __init__(self, model, data, batch_size=64, labels=False, owner=None, shuffle=None):
+        self._shuffle = shuffle
         self._prefix = validation.prefix(owner)
         self._inputs = model.inputs
         self._labels = labels
@@ -31,7 +34,7 @@ class Samples:
             raise ValueError(f"{self._prefix}this needs data; give data={what}.")
         if _is_pair(data, len(model.inputs), labels):
             self._arrays = self._checked(*data)
-        elif _is_array(data) or isinstance(data, (dict, list)):
+        elif _is_array(data) or isinstance(data, dict) or _is_row(data, len(model.inputs)):
             self._arrays = self._checked(data, None)
         elif hasattr(data, "__iter__") or hasattr(data, "__getitem__"):
             self._arrays = None
@@ -47,8 +50,10 @@ class Samples:
         """Yields `(list of input arrays, targets or None)`."""
         if self._arrays is not None:
             inputs, targets = self._arrays
+            order = None if self._shuffle is None else self._shuffle.permutation(len(inputs[0]))
             for start in range(0, len(inputs[0]), self._batch_size):
                 rows = slice(start, start + self._batch_size)
+                rows = rows if order is None else order[rows]
                 yield [array[rows] for array in inputs], None if targets is None else targets[rows]
             return
         empty = True
@@ -116,6 +121,12 @@ class Samples:
 
 def _is_array(value):
     return hasattr(value, "shape") and not hasattr(value, "element_spec")
+
+
+def _is_row(data, inputs):
+    """Whether data is a list of an array for each input; another list is one of batches."""
+    whole = isinstance(data, (list, tuple)) and len(data) == inputs
+    return whole and all(_is_array(array) for array in data)
 
 
 def _is_pair(data, inputs, labels):

@@ -1,5 +1,6 @@
 """`prune_channels`: score, choose, cut, in one call."""
 
+from keras_compress.convert import check_graph
 from keras_compress.pruning import criteria
 from keras_compress.pruning.choice import select
 from keras_compress.pruning.prunable import all_layers
@@ -18,6 +19,7 @@ def prune_channels(
     min_keep=1,
     round_to=1,
     through_normalization=False,
+    greedy=False,
     loss=None,
     batch_size=64,
 ):
@@ -40,6 +42,9 @@ def prune_channels(
         min_keep: See `select`.
         round_to: See `select`.
         through_normalization: See `select`.
+        greedy: Whether the weights of input channels that are gone already do not count in the
+            scores of the next layers (see `select`); for criteria of the kernel alone, such as
+            `"l1"`, with `scope="layer"`.
         loss: For criteria that look at gradients; `None` for the compiled loss.
         batch_size: Rows of `data` at a time.
 
@@ -59,7 +64,8 @@ def prune_channels(
     >>> 0.48 < kc.profile.macs(small) / kc.profile.macs(model) <= 0.5
     True
     """
-    _refuse_masked(model)
+    check_graph(model, "prune_channels")
+    refuse_masked(model, "prune_channels")
     criterion = criteria.get(criterion)
     if criterion.granularity == "weight":
         raise ValueError(
@@ -67,16 +73,29 @@ def prune_channels(
             "kc.pruning.prune_weights."
         )
     graph = ChannelGraph(model)
-    scores = criterion(graph, layers, data, loss, batch_size)
+    if greedy:
+        scores = _greedy_scores(criterion, graph, layers)
+    else:
+        scores = criterion(graph, layers, data, loss, batch_size)
     kept = select(graph, scores, target, scope, min_keep, round_to, through_normalization)
     return cut(graph, kept)
 
 
-def _refuse_masked(model):
+def _greedy_scores(criterion, graph, layers):
+    if not isinstance(criterion, criteria.KernelCriterion):
+        raise ValueError(
+            "prune_channels: greedy=True is for criteria that look at the kernel alone, such as "
+            f"'l1'; got {type(criterion).__name__}."
+        )
+    return criterion.remaining(graph, layers)
+
+
+def refuse_masked(model, caller):
+    """Raises `ValueError`, for the function `caller`, if a layer is under a pruning mask."""
     for layer in all_layers(model):
         masks = [v for v in vars(layer).values() if isinstance(v, PruningMask)]
         if masks:
             raise ValueError(
-                f"prune_channels: '{layer.name}' is under a pruning mask, which has the shape of "
+                f"{caller}: '{layer.name}' is under a pruning mask, which has the shape of "
                 "its kernel. Take the masks off first: kc.pruning.strip(model)."
             )

@@ -8,6 +8,7 @@ from keras_compress.pruning.surgery.channel_graph import (
     ChannelGroup,
     Consumer,
     Producer,
+    feature_maps,
 )
 from keras_compress.pruning.surgery.channel_rules import register_channel_rule
 from keras_compress.pruning.surgery.remove import cut, remove_channels
@@ -21,6 +22,7 @@ __all__ = [
     "channel_layers",
     "channel_shapes",
     "cut",
+    "feature_maps",
     "register_channel_rule",
     "remove_channels",
 ]

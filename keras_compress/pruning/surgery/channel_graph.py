@@ -23,6 +23,8 @@ _ACTIVATIONS = (
     keras.layers.ELU,
     keras.layers.PReLU,
 )
+# Of keras.ops, which has no public name for their classes.
+_ACTIVATION_OPERATIONS = ("Elu", "Gelu", "LeakyRelu", "Relu", "Relu6", "Selu", "Sigmoid", "Silu")
 
 
 @dataclasses.dataclass(eq=False)
@@ -291,12 +293,11 @@ class ChannelGraph:
 
     def activation(self, producer):
         """The feature map of a producer: its output after batch normalization and activation."""
-        value = producer.value
-        while True:
-            (call,) = value.readers if len(value.readers) == 1 else (None,)
-            if call is None or not isinstance(call.operation, _ACTIVATIONS):
-                return value
-            value = call.output
+        return self.feature_maps(producer)[-1]
+
+    def feature_maps(self, producer):
+        """List of a producer's output and what batch normalization and activations make of it."""
+        return feature_maps(producer.value)
 
     def positions(self, variable):
         """Dict from each axis of a variable that counts channels to their numbers."""
@@ -318,3 +319,16 @@ class ChannelGraph:
 
     def _repr_html_(self):
         return self.table().to_html()
+
+
+def feature_maps(value):
+    """List of a layer's output `Value` and what batch normalization and activations make of it."""
+    values = [value]
+    while True:
+        (call,) = values[-1].readers if len(values[-1].readers) == 1 else (None,)
+        if call is None or not (
+            isinstance(call.operation, _ACTIVATIONS)
+            or type(call.operation).__name__ in _ACTIVATION_OPERATIONS
+        ):
+            return values
+        values.append(call.output)

@@ -103,7 +103,7 @@ class _Cutter:
     def run(self):
         source = self.graph.model
         inputs = [
-            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=tensor.name)
+            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=_input_name(tensor))
             for tensor in source.inputs
         ]
         model = self._model(source, inputs)
@@ -147,7 +147,7 @@ class _Cutter:
             return None
         if id(source) not in self._made:
             inputs = [
-                keras.Input(batch_shape=new.shape, dtype=old.dtype, name=old.name)
+                keras.Input(batch_shape=new.shape, dtype=old.dtype, name=_input_name(old))
                 for old, new in zip(source.inputs, outer, strict=True)
             ]
             self._made[id(source)] = self._model(source, inputs)
@@ -195,6 +195,10 @@ class _Cutter:
             size if ids is None or size == -1 else int(self.kept[ids].sum())
             for size, ids in zip(target, axes, strict=True)
         )
+
+
+def _input_name(tensor):
+    return tensor._keras_history.operation.name
 
 
 @functools.singledispatch
