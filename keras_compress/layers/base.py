@@ -10,6 +10,9 @@ form. A new layer subclasses `CompressedDense` or `CompressedConv2D` and writes 
     kernel_macs(...)                 multiply-accumulates of `apply_kernel`
     kernel_bits()                    only where the stored form is not plain floats
 
+A layer whose source has several kernels names them in `source_kernels`, takes them all in
+`fit_kernel` and writes `reconstruct_kernels()`.
+
 Bias, activation, configuration, `from_layer`, `expand`, `storage_bits` and `macs` follow.
 """
 
@@ -73,6 +76,8 @@ class CompressedLayer(keras.layers.Layer):
     #: The stock class this layer replaces, and its arguments that carry over both ways.
     source = None
     source_arguments = ()
+    #: Attributes of the stock layer that hold its kernels.
+    source_kernels = ("kernel",)
     _carried = (
         "name",
         "trainable",
@@ -108,7 +113,7 @@ class CompressedLayer(keras.layers.Layer):
         self.bias_regularizer = keras.regularizers.get(bias_regularizer)
         self.kernel_constraint = keras.constraints.get(kernel_constraint)
         self.bias_constraint = keras.constraints.get(bias_constraint)
-        self.kernel_weights = []
+        self._kernel_weights = []
         self.bias = None
 
     # What a subclass writes.
@@ -124,6 +129,10 @@ class CompressedLayer(keras.layers.Layer):
     def reconstruct_kernel(self):
         """Returns the dense kernel as a numpy array in the source layer's layout."""
         raise NotImplementedError
+
+    def reconstruct_kernels(self):
+        """The dense kernels of the source layer, by `source_kernels`: numpy arrays."""
+        return [self.reconstruct_kernel()]
 
     @classmethod
     def fit_kernel(cls, kernel, **options):
@@ -145,6 +154,11 @@ class CompressedLayer(keras.layers.Layer):
 
     # What every layer gets from it.
 
+    @property
+    def kernel_weights(self):
+        """Variables of the stored kernel, in the order in which `fit_kernel` gives their values."""
+        return self._kernel_weights
+
     def add_kernel_weight(self, name, shape, initializer, **kwargs):
         """Adds one weight of the stored form; regularizer and constraint of the kernel apply."""
         weight = self.add_weight(
@@ -155,7 +169,7 @@ class CompressedLayer(keras.layers.Layer):
             constraint=self.kernel_constraint,
             **kwargs,
         )
-        self.kernel_weights.append(weight)
+        self._kernel_weights.append(weight)
         return weight
 
     def normal_initializer(self, stddev, index=0):
@@ -241,9 +255,11 @@ class CompressedLayer(keras.layers.Layer):
         carried = {name: config[name] for name in names if name in config}
         stock = (*names, "kernel_regularizer", "kernel_constraint")
         changed = {name: options.pop(name) for name in stock if name in options}
-        arguments, values = cls.fit_kernel(
-            keras.ops.convert_to_numpy(layer.kernel).astype("float32"), **options
-        )
+        kernels = [
+            ops.convert_to_numpy(getattr(layer, name)).astype("float32")
+            for name in cls.source_kernels
+        ]
+        arguments, values = cls.fit_kernel(*kernels, **options)
         new = cls.from_config({**carried, **arguments, **changed})
         new.build(cls._source_input_shape(layer))
         for weight, value in zip(new.kernel_weights, values, strict=True):
@@ -263,7 +279,8 @@ class CompressedLayer(keras.layers.Layer):
         carried = (*self._carried, *self.source_arguments)
         layer = self.source.from_config({key: config[key] for key in carried})
         layer.build(self._build_shape())
-        layer.kernel.assign(self.reconstruct_kernel())
+        for name, kernel in zip(self.source_kernels, self.reconstruct_kernels(), strict=True):
+            getattr(layer, name).assign(kernel)
         if self.bias is not None:
             layer.bias.assign(ops.convert_to_numpy(self.bias))
         return layer

@@ -44,8 +44,9 @@ class BinaryConv2D(BinaryKernel, QuantConv2D):
         seed: Seed of these draws.
         kernel_constraint: Constraint of the latent weights; by default they are clipped to [-1, 1]
             after each update. `None` for none.
-        **kwargs: The other arguments of `keras.layers.Conv2D`; initializer and regularizer of the
-            kernel act on the latent weights.
+        **kwargs: `grad_quantizer` and `update_quantizer` of `QuantDense`, and the other arguments
+            of `keras.layers.Conv2D`; initializer and regularizer of the kernel act on the latent
+            weights.
 
     Input shape:
         `(batch, height, width, channels)`, or channels first.

@@ -122,7 +122,8 @@ class CompressedConvolution(CompressedLayer):
 
     @classmethod
     def _source_input_shape(cls, layer):
-        channels = layer.kernel.shape[2] * getattr(layer, "groups", 1)
+        kernel = getattr(layer, cls.source_kernels[0])
+        channels = kernel.shape[2] * getattr(layer, "groups", 1)
         return _image_shape(channels, layer.data_format)
 
     def get_config(self):

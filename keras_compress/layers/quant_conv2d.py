@@ -34,6 +34,9 @@ class QuantConv2D(QuantizedKernel, CompressedConv2D):
         kernel_quantizer: Quantizer of the weights, its name or configuration, or `None`.
         input_quantizer: Quantizer of the inputs, without scales or with one for each sample
             (`axis=0`), or `None` (float inputs).
+        grad_quantizer: Quantizer of the gradient, in training: see `QuantDense`.
+        update_quantizer: Quantizer of the inputs that update the kernel, in training: see
+            `QuantDense`.
         **kwargs: The other arguments of `keras.layers.Conv2D`; initializer, regularizer and
             constraint of the kernel act on the latent weights.
 
@@ -75,6 +78,8 @@ class QuantConv2D(QuantizedKernel, CompressedConv2D):
         *,
         kernel_quantizer=None,
         input_quantizer=None,
+        grad_quantizer=None,
+        update_quantizer=None,
         **kwargs,
     ):
         super().__init__(
@@ -89,6 +94,8 @@ class QuantConv2D(QuantizedKernel, CompressedConv2D):
             use_bias=use_bias,
             kernel_quantizer=kernel_quantizer,
             input_quantizer=input_quantizer,
+            grad_quantizer=grad_quantizer,
+            update_quantizer=update_quantizer,
             **kwargs,
         )
         self._check_groups("filters", self.filters)

@@ -19,6 +19,12 @@ class QuantDense(QuantizedKernel, CompressedDense):
       input_quantizer=kc.quantizers.DoReFaActivation(2))`. Put a batch normalisation behind it.
     - HORQ: `QuantDense(units, kernel_quantizer=kc.quantizers.Sign("mean_abs"),
       input_quantizer=kc.quantizers.ResidualSign(2, axis=0, ste="clip"))`.
+    - Few multiplications: `QuantDense(units, kernel_quantizer="stochastic_ternary",
+      kernel_constraint=kc.quantizers.WeightClip(),
+      update_quantizer=kc.quantizers.PowerOfTwo(4, rounding="stochastic"))`.
+    - Limited precision: `QuantDense(units,
+      kernel_quantizer=kc.quantizers.FixedPoint(16, 14), grad_quantizer=kc.quantizers.FixedPoint(
+      16, 14, "stochastic"))`, trained by `kc.optimizers.FixedPointUpdates`.
     - int4 weights: `QuantDense(units, kernel_quantizer=kc.quantizers.Uniform(4))`.
 
     `BinaryDense` is this layer with signs.
@@ -41,6 +47,13 @@ class QuantDense(QuantizedKernel, CompressedDense):
             (`Sign`, `StochasticTernary`) go with `kernel_constraint=kc.quantizers.WeightClip()`.
         input_quantizer: Quantizer of the inputs, without scales or with one for each sample
             (`axis=0`), or `None` (float inputs).
+        grad_quantizer: Quantizer of the gradient that arrives at the layer's output, in training,
+            as `kc.quantizers.GradientQuantizer` behind the layer would do it; or `None`. An
+            activation inside of the layer follows in the backward pass: where the products of
+            that pass shall see the levels, put the activation in a layer of its own.
+        update_quantizer: Quantizer of the inputs in the gradient of the kernel, in training (Q in
+            `Q(x)^T g`), or `None`. The output and the gradient of the inputs are not touched. It
+            costs one more product in each training step.
         **kwargs: The other arguments of `keras.layers.Dense`; initializer, regularizer and
             constraint of the kernel act on the latent weights.
 
@@ -58,6 +71,9 @@ class QuantDense(QuantizedKernel, CompressedDense):
         Li, Zhang, Liu, "Ternary Weight Networks", 2016.
         Zhou, Wu, Ni, Zhou, Wen, Zou, "DoReFa-Net: Training Low Bitwidth Convolutional Neural
         Networks with Low Bitwidth Gradients", 2016.
+        Gupta, Agrawal, Gopalakrishnan, Narayanan, "Deep Learning with Limited Numerical
+        Precision", 2015.
+        Lin, Courbariaux, Memisevic, Bengio, "Neural Networks with Few Multiplications", 2015.
 
     Example:
 
@@ -77,6 +93,8 @@ class QuantDense(QuantizedKernel, CompressedDense):
         *,
         kernel_quantizer=None,
         input_quantizer=None,
+        grad_quantizer=None,
+        update_quantizer=None,
         **kwargs,
     ):
         super().__init__(
@@ -85,5 +103,7 @@ class QuantDense(QuantizedKernel, CompressedDense):
             use_bias=use_bias,
             kernel_quantizer=kernel_quantizer,
             input_quantizer=input_quantizer,
+            grad_quantizer=grad_quantizer,
+            update_quantizer=update_quantizer,
             **kwargs,
         )

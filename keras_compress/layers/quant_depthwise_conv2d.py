@@ -32,6 +32,9 @@ class QuantDepthwiseConv2D(QuantizedKernel, CompressedDepthwiseConv2D):
         kernel_quantizer: Quantizer of the weights, its name or configuration, or `None`.
         input_quantizer: Quantizer of the inputs, without scales or with one for each sample
             (`axis=0`), or `None` (float inputs).
+        grad_quantizer: Quantizer of the gradient, in training: see `QuantDense`.
+        update_quantizer: Quantizer of the inputs that update the kernel, in training: see
+            `QuantDense`.
         **kwargs: The other arguments of `keras.layers.DepthwiseConv2D`.
 
     Input shape:

@@ -7,6 +7,7 @@ from keras import ops
 
 from keras_compress import quantizers, validation
 from keras_compress.layers.stored_kernel import CodebookKernel, GridKernel
+from keras_compress.quantizers.gradient_quantizer import quantize_gradient
 
 
 class QuantizedKernel:
@@ -18,39 +19,37 @@ class QuantizedKernel:
         *args: For the layer's own base.
         kernel_quantizer: See `QuantDense`.
         input_quantizer: See `QuantDense`.
+        grad_quantizer: See `QuantDense`.
+        update_quantizer: See `QuantDense`.
         **kwargs: For the layer's own base.
     """
 
-    def __init__(self, *args, kernel_quantizer=None, input_quantizer=None, **kwargs):
+    def __init__(
+        self,
+        *args,
+        kernel_quantizer=None,
+        input_quantizer=None,
+        grad_quantizer=None,
+        update_quantizer=None,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
-        self.kernel_quantizer = quantizers.get(kernel_quantizer)
-        self.input_quantizer = quantizers.get(input_quantizer)
-        if self.kernel_quantizer is not None and self.kernel_quantizer.axis == 0:
-            raise ValueError(
-                f"{validation.prefix(self)}scales of a kernel run along its output channels; got "
-                f"kernel_quantizer={type(self.kernel_quantizer).__name__}(axis=0). Use axis=-1, or "
-                "axis=None for one scale."
-            )
-        self._check_input_quantizer()
+        self.kernel_quantizer = kernel_quantizer_of("kernel_quantizer", kernel_quantizer, self)
+        self.input_quantizer = input_quantizer_of(input_quantizer, self)
+        self.grad_quantizer = quantizers.get(grad_quantizer)
+        self.update_quantizer = quantizers.get(update_quantizer)
         # Keras tracks what it finds as an attribute of a layer.
         self._quantizer_state = [
             entry
-            for quantizer in (self.kernel_quantizer, self.input_quantizer)
+            for quantizer in (
+                self.kernel_quantizer,
+                self.input_quantizer,
+                self.grad_quantizer,
+                self.update_quantizer,
+            )
             if quantizer is not None
             for entry in quantizer.state
         ]
-
-    def _check_input_quantizer(self):
-        quantizer = self.input_quantizer
-        if quantizer is None or quantizer.axis == 0 or not quantizer.scale_count((1, 1)):
-            return
-        raise ValueError(
-            f"{validation.prefix(self)}the scale of `input_quantizer` would be one of the whole "
-            f"batch; got input_quantizer={type(quantizer).__name__} with "
-            f"axis={quantizer.axis}. Use a quantizer without scales (Sign, UnitUniform, FixedPoint)"
-            ", one with axis=0 (a scale for each sample), or, for signs, "
-            "BinaryDense or BinaryConv2D with input_scale='xnor'."
-        )
 
     def build_kernel(self, input_channels):
         # Not autocast: half precision would flush small weights to zero, and change their sign.
@@ -63,7 +62,10 @@ class QuantizedKernel:
         return kernel
 
     def call(self, inputs, training=None):
-        return self.add_bias_and_activate(self.apply_kernel(inputs, training))
+        outputs = self.add_bias_and_activate(self.apply_kernel(inputs, training))
+        if training and self.grad_quantizer is not None:
+            return quantize_gradient(outputs, self.grad_quantizer)
+        return outputs
 
     def apply_kernel(self, inputs, training=None):
         kernel = ops.convert_to_tensor(self.kernel)
@@ -72,7 +74,17 @@ class QuantizedKernel:
             kernel = ops.reshape(quantized, kernel.shape)
         if self.input_quantizer is not None:
             inputs = self.input_quantizer(inputs, training)
-        return self.multiply(inputs, ops.cast(kernel, self.compute_dtype))
+        kernel = ops.cast(kernel, self.compute_dtype)
+        if not training or self.update_quantizer is None:
+            return self.multiply(inputs, kernel)
+        exact = ops.cast(ops.stop_gradient(inputs), "float32")
+        rounded = ops.cast(self.update_quantizer.quantize(exact, training), inputs.dtype)
+        constant = ops.stop_gradient(kernel)
+        # The second product is one with zeros: all that it gives is the gradient of the kernel.
+        return ops.add(
+            self.multiply(inputs, constant),
+            self.multiply(rounded, ops.subtract(kernel, constant)),
+        )
 
     def kernel_codes(self):
         """The `kc.quantizers.Codes` of the kernel, output channels last.
@@ -139,7 +151,50 @@ class QuantizedKernel:
             **super().get_config(),
             "kernel_quantizer": quantizers.serialize(self.kernel_quantizer),
             "input_quantizer": quantizers.serialize(self.input_quantizer),
+            "grad_quantizer": quantizers.serialize(self.grad_quantizer),
+            "update_quantizer": quantizers.serialize(self.update_quantizer),
         }
+
+
+def kernel_quantizer_of(name, identifier, owner):
+    """The quantizer of a kernel that an argument stands for, or `None`.
+
+    Args:
+        name: Name of the argument.
+        identifier: Its value: see `quantizers.get`.
+        owner: The layer.
+
+    Raises:
+        ValueError: if it is no quantizer, or has scales along the kernel's first axis.
+    """
+    quantizer = quantizers.get(identifier)
+    if quantizer is not None and quantizer.axis == 0:
+        raise ValueError(
+            f"{validation.prefix(owner)}scales of a kernel run along its output channels; got "
+            f"{name}={type(quantizer).__name__}(axis=0). Use axis=-1, or axis=None for one scale."
+        )
+    return quantizer
+
+
+def input_quantizer_of(identifier, owner):
+    """The quantizer of inputs that `input_quantizer` stands for, or `None`.
+
+    Args:
+        identifier: Value of the argument: see `quantizers.get`.
+        owner: The layer.
+
+    Raises:
+        ValueError: if it is no quantizer, or has a scale for the whole batch.
+    """
+    quantizer = quantizers.get(identifier)
+    if quantizer is None or quantizer.axis == 0 or not quantizer.scale_count((1, 1)):
+        return quantizer
+    raise ValueError(
+        f"{validation.prefix(owner)}the scale of `input_quantizer` would be one of the whole "
+        f"batch; got input_quantizer={type(quantizer).__name__} with axis={quantizer.axis}. Use a "
+        "quantizer without scales (Sign, UnitUniform, FixedPoint), one with axis=0 (a scale for "
+        "each sample), or, for signs, BinaryDense or BinaryConv2D with input_scale='xnor'."
+    )
 
 
 def stored_form(codes):

@@ -1,4 +1,4 @@
-"""GradientQuantizer: a quantizer in the backward pass."""
+"""GradientQuantizer and `quantize_gradient`: a quantizer in the backward pass."""
 
 import keras
 from keras import ops
@@ -12,8 +12,8 @@ class GradientQuantizer(keras.layers.Layer):
     """Layer that passes its inputs on, and quantises the gradient that comes back.
 
     Put it behind the layer whose output gradient shall be quantised: what flows back into the layer
-    is `quantizer.quantize(gradient, training=True)`, in float32. TensorFlow and JAX only; nothing
-    of it is in an exported model.
+    is `quantizer.quantize(gradient, training=True)`, in float32. The Quant layers have it built in
+    (`grad_quantizer=`). TensorFlow and JAX only; nothing of it is in an exported model.
 
     Args:
         quantizer: `kc.quantizers.Quantizer`, its name or configuration: `DoReFaGradient(6)`,
@@ -62,36 +62,7 @@ class GradientQuantizer(keras.layers.Layer):
         self.built = True
 
     def call(self, inputs, training=None):
-        if not training:
-            return inputs
-        quantize = self._with_draws_of_this_pass()
-
-        @ops.custom_gradient
-        def identity(x):
-            def backward(*args, upstream=None):
-                gradient = args[0] if upstream is None else upstream
-                quantised = quantize(ops.cast(gradient, "float32"))
-                return ops.cast(quantised, gradient.dtype)
-
-            return x, backward
-
-        return identity(inputs)
-
-    def _with_draws_of_this_pass(self):
-        """The quantizer as a function of the gradient, without side effects.
-
-        A backward pass cannot move a random state on every backend, so the forward pass does: it
-        takes the seeds, and the quantizer finds them in its generators.
-        """
-        generators = self.quantizer.state
-        seeds = [generator.next() for generator in generators]
-
-        def quantize(gradient):
-            held = [(g.state, seed) for g, seed in zip(generators, seeds, strict=True)]
-            with keras.StatelessScope(state_mapping=held):
-                return self.quantizer.quantize(gradient, training=True)
-
-        return quantize
+        return quantize_gradient(inputs, self.quantizer) if training else inputs
 
     def compute_output_shape(self, input_shape):
         return input_shape
@@ -102,3 +73,41 @@ class GradientQuantizer(keras.layers.Layer):
     @classmethod
     def from_config(cls, config):
         return cls(**{**config, "quantizer": deserialize(config["quantizer"])})
+
+
+def quantize_gradient(tensor, quantizer):
+    """Returns `tensor` itself, and quantises the gradient that comes back to it, in float32.
+
+    Args:
+        tensor: Tensor of floats.
+        quantizer: `kc.quantizers.Quantizer`; the layer that calls this tracks its `state`.
+    """
+    quantize = _with_draws_of_this_pass(quantizer)
+
+    @ops.custom_gradient
+    def identity(x):
+        def backward(*args, upstream=None):
+            gradient = args[0] if upstream is None else upstream
+            quantised = quantize(ops.cast(gradient, "float32"))
+            return ops.cast(quantised, gradient.dtype)
+
+        return x, backward
+
+    return identity(tensor)
+
+
+def _with_draws_of_this_pass(quantizer):
+    """The quantizer as a function of the gradient, without side effects.
+
+    A backward pass cannot move a random state on every backend, so the forward pass does: it takes
+    the seeds, and the quantizer finds them in its generators.
+    """
+    generators = quantizer.state
+    seeds = [generator.next() for generator in generators]
+
+    def quantize(gradient):
+        held = [(g.state, seed) for g, seed in zip(generators, seeds, strict=True)]
+        with keras.StatelessScope(state_mapping=held):
+            return quantizer.quantize(gradient, training=True)
+
+    return quantize

@@ -142,6 +142,10 @@ class Quantizer:
         """Bits of the stored form of a tensor: packed codes, and 32 for each scale."""
         return math.prod(shape) * self.bits + 32 * self.scale_count(shape)
 
+    def copy(self):
+        """A quantizer of the same configuration, with a random state of its own."""
+        return type(self).from_config(self.get_config())
+
     def get_config(self):
         return {"ste": self.ste}
 

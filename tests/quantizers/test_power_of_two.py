@@ -1,4 +1,4 @@
-"""PowerOfTwo: levels of INQ (one term) and ShiftCNN (several)."""
+"""PowerOfTwo: levels of INQ (one term) and ShiftCNN (several), draws of Lin et al."""
 
 import itertools
 
@@ -86,12 +86,47 @@ def test_shiftcnn_levels_are_the_sums_of_its_codebooks(bits, terms):
     np.testing.assert_array_equal(quantizer.levels([-1.0]), [sums])
 
 
+def test_lin_draws_are_the_powers_around_a_value_and_zero_stays_zero():
+    w = np.concatenate([normal(2000), np.zeros(50), [1.9, -1e-6, 1e-30]]).astype("float32")
+    quantizer = PowerOfTwo(4, rounding="stochastic", seed=1)
+    draws = values(quantizer, w, training=True)
+    powers = quantizer.levels(w)[0]
+    powers = powers[powers > 0]
+    with np.errstate(divide="ignore"):
+        below = np.exp2(np.floor(np.log2(np.abs(w, dtype="float64"))))
+    lower, upper = (np.sign(w) * np.clip(p, powers[0], powers[-1]) for p in (below, 2 * below))
+    assert ((draws == lower) | (draws == upper)).all()
+    assert (draws[w == 0] == 0).all() and len(np.unique(np.abs(draws[w != 0]))) == 4
+    assert draws[-1] == powers[0] and draws[-2] == -powers[0]
+
+
+def test_lin_mean_of_the_draws_is_the_value_inside_of_the_range():
+    for value in (0.3, -0.55, 0.9):
+        # The last one sets the range: 1, 1/2, 1/4, 1/8.
+        w = np.append(np.full(100_000, value), 1.0)
+        draws = values(PowerOfTwo(4, rounding="stochastic", seed=1), w, training=True)[:-1]
+        assert len(set(draws.tolist())) == 2
+        assert abs(draws.mean() - value) < 0.004
+
+
+def test_lin_powers_of_two_are_certain_and_inference_does_not_draw():
+    w = np.tile([1.0, -0.5, 0.25, -0.125, 0.0], 2000)
+    quantizer = PowerOfTwo(4, rounding="stochastic", seed=1)
+    np.testing.assert_array_equal(values(quantizer, w, training=True), w)
+    w = normal(1000)
+    for training in (None, False):
+        outputs = values(quantizer, w, training=training)
+        np.testing.assert_array_equal(outputs, values(PowerOfTwo(4), w))
+
+
 @pytest.mark.parametrize(
     "arguments,message",
     [
         ({"bits": 8}, "`bits` must be an integer from 2 to 7"),
         ({"bits": 6, "terms": 2}, "`bits` must be an integer from 2 to 5"),
         ({"terms": 0}, "`terms` must be an integer from 1 to 4"),
+        ({"rounding": "up"}, "`rounding` must be one of 'nearest', 'stochastic'"),
+        ({"bits": 4, "terms": 2, "rounding": "stochastic"}, "got terms=2. Use terms=1"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):
