@@ -16,6 +16,7 @@ import keras
 
 from keras_compress import validation
 from keras_compress.export.calibration import flatten_inputs
+from keras_compress.export.modes import described
 from keras_compress.export.report import layer_rows
 from keras_compress.export.structure import input_names, layer_paths
 from keras_compress.export.tflite import to_tflite
@@ -149,7 +150,11 @@ def bundle(
         ],
         "provenance": {
             "compression": _compression(model),
-            "export": arguments | {"calibration": calibration is not None},
+            "export": {
+                **arguments,
+                "quantize": described(quantize),
+                "calibration": calibration is not None,
+            },
             "versions": _versions(),
         },
     }

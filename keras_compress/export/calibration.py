@@ -25,10 +25,17 @@ def calibration_samples(model, calibration):
             finite.
     """
     if _is_arrays(calibration):
-        arrays = flatten_inputs(model, calibration)
-    else:
-        arrays = _gather(model, calibration)
-    return [_checked(array, tensor) for array, tensor in zip(arrays, model.inputs, strict=True)]
+        return _checked(model, flatten_inputs(model, calibration))
+    return _gather(model, calibration)
+
+
+def check_batches(samples, batch_size):
+    """Raises `ValueError` if there are fewer samples than the file takes at a time."""
+    if batch_size is not None and len(samples[0]) < batch_size:
+        raise ValueError(
+            f"calibration: the file takes {batch_size} samples at a time (batch_size); got "
+            f"{len(samples[0])}. Give at least {batch_size}, or a smaller batch_size."
+        )
 
 
 def flatten_inputs(model, x, argument="calibration"):
@@ -91,17 +98,29 @@ def _gather(model, batches):
     for batch in batches:
         if isinstance(batch, tuple) and len(batch) in (2, 3):
             batch = batch[0]
-        arrays = flatten_inputs(model, batch)
+        arrays = _checked(model, flatten_inputs(model, batch))
         kept.append(arrays)
         rows += len(arrays[0])
         if rows >= MAX_SAMPLES:
             break
     if not kept:
         raise ValueError("calibration: the data set is empty; 100 or so samples are needed.")
-    return [np.concatenate(column) for column in zip(*kept, strict=True)]
+    return [np.concatenate(column)[:MAX_SAMPLES] for column in zip(*kept, strict=True)]
 
 
-def _checked(array, tensor):
+def _checked(model, arrays):
+    """Arrays of the inputs' types, at most `MAX_SAMPLES` rows."""
+    checked = [_of_input(array, tensor) for array, tensor in zip(arrays, model.inputs, strict=True)]
+    counts = {tensor.name: len(a) for a, tensor in zip(arrays, model.inputs, strict=True)}
+    if len(set(counts.values())) > 1:
+        raise ValueError(
+            f"calibration: the inputs differ in their numbers of samples: {counts}. Row by row "
+            "they must belong together."
+        )
+    return checked
+
+
+def _of_input(array, tensor):
     expected = tuple(tensor.shape[1:])
     matches = array.ndim == len(expected) + 1 and all(
         e is None or e == a for e, a in zip(expected, array.shape[1:], strict=True)
@@ -113,8 +132,17 @@ def _checked(array, tensor):
         )
     if len(array) == 0:
         raise ValueError("calibration: there are no samples; 100 or so are needed.")
-    array = array[:MAX_SAMPLES].astype(tensor.dtype)
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    array = array[:MAX_SAMPLES]
+    if array.dtype.kind in "OSUcMm":
+        raise ValueError(
+            f"calibration: samples for input '{tensor.name}' must be numbers; got "
+            f"{array.dtype}. Give what the model itself takes."
+        )
+    # Of both types: integers hide what float64 had, and float32 may overflow.
+    finite = np.isfinite(array).all()
+    with np.errstate(over="ignore", invalid="ignore"):
+        array = array.astype(tensor.dtype)
+    if not finite or not np.isfinite(array).all():
         raise ValueError(
             f"calibration: samples for input '{tensor.name}' hold NaN or infinite values; drop or "
             "repair those rows."

@@ -52,7 +52,7 @@ def convert_to_bytes(
 
     Args:
         model: A built Keras model with `inputs`.
-        quantize: One of `tflite.QUANTIZE`.
+        quantize: One of `modes.CONVERTER`.
         samples: List of arrays for the inputs, or `None`.
         batch_size: Integer or `None`.
         named_after: Model whose inputs and outputs name those of the file, if `model` is a copy of
@@ -89,7 +89,7 @@ def convert_to_bytes(
     elif quantize == "int8" and samples is not None:
         converter.target_spec.supported_ops.append(tf.lite.OpsSet.TFLITE_BUILTINS_INT8)
         converter.representative_dataset = lambda: (
-            dict(zip(names, row, strict=True)) for row in _rows(samples, batch_size or 1)
+            dict(zip(names, row, strict=True)) for row in rows(samples, batch_size or 1)
         )
     try:
         with warnings.catch_warnings():
@@ -161,7 +161,8 @@ def _in_scope(path, call):
     return scoped
 
 
-def _rows(samples, batch_size):
+def rows(samples, batch_size):
+    """Batches of calibration samples: lists of arrays, an incomplete one left out."""
     for start in range(0, len(samples[0]) - batch_size + 1, batch_size):
         yield [array[start : start + batch_size] for array in samples]
 

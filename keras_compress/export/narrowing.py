@@ -70,7 +70,10 @@ def coarser_grid(ints, one_scale=False):
 
 
 def _weights(flatbuffer, graph):
-    """int8 weights that only FULLY_CONNECTED reads: dict from the tensor to its operations."""
+    """int8 weights that only FULLY_CONNECTED reads: dict from the tensor to its operations.
+
+    Inputs of 16 bits have no kernel for weights of fewer bits than 8.
+    """
     readers = {}
     for operator in graph.operators:
         for position, index in enumerate(operator.inputs):
@@ -78,7 +81,9 @@ def _weights(flatbuffer, graph):
     found = {}
     for index, uses in readers.items():
         if index < 0 or not all(
-            position == 1 and flatbuffer.name_of(operator) == "FULLY_CONNECTED"
+            position == 1
+            and flatbuffer.name_of(operator) == "FULLY_CONNECTED"
+            and flatbuffer.type_name(graph.tensor(operator.inputs[0])) != "INT16"
             for position, operator in uses
         ):
             continue

@@ -8,6 +8,7 @@ import numpy as np
 from keras_compress.convert import rebuild
 from keras_compress.export import markers
 from keras_compress.export.block_sparse import stored_entries
+from keras_compress.export.modes import STATIC
 from keras_compress.export.sparsity import encode
 from keras_compress.layers import CompressedConv2D
 from keras_compress.layers.fake_quant import FakeQuant
@@ -78,24 +79,29 @@ def inference_form(model, storage="dense", quantize=None):
     Args:
         model: A built Keras model in full precision.
         storage: See `to_tflite`.
-        quantize: See `to_tflite`.
+        quantize: A mode of `to_tflite`, or a dict from `id(layer)` to the mode of each layer. Of
+            those, a layer whose activations become integers keeps its dense kernel: it is
+            quantised with them.
 
     Returns:
         `(model, stored)`: a list of `Stored`, by number of the marker.
     """
     layers = leaf_layers(model)
+    by_layer = isinstance(quantize, dict)
+    modes = quantize if by_layer else {id(layer): quantize for layer in layers}
+    dense = {key for key, mode in modes.items() if by_layer and mode in STATIC}
     forms = {}
     for layer in layers:
         if hasattr(layer, "export_form"):
             forms[id(layer)] = layer.export_form()
-        elif storage != "dense":
-            forms[id(layer)] = stock_form(layer, storage, quantize)
+        elif storage != "dense" and id(layer) not in dense:
+            forms[id(layer)] = stock_form(layer, storage, modes[id(layer)])
     if all(forms.get(id(layer), layer) is layer for layer in layers):
         return model, []
     stored = []
     if storage != "dense":
-        for form in forms.values():
-            if storable(form):
+        for key, form in forms.items():
+            if key not in dense and storable(form):
                 markers.mark(form, len(stored))
                 stored.append(Stored(form.name, form.stored_kernel, _geometry(form)))
     return rebuild(model, forms), stored
@@ -121,7 +127,7 @@ def stock_form(layer, storage, quantize=None):
     Args:
         layer: A built Keras layer.
         storage: `"auto"` or `"compact"`.
-        quantize: See `to_tflite`.
+        quantize: The layer's mode: see `to_tflite`.
     """
     form = {keras.layers.Dense: StoredDense, keras.layers.Conv2D: StoredConv2D}.get(type(layer))
     # A LoRA or quantized layer computes with more than its kernel.
@@ -132,8 +138,8 @@ def stock_form(layer, storage, quantize=None):
     if kernel.size < MIN_ENTRIES:
         return layer
     stored = few_values(kernel) if storage == "compact" else None
-    if stored is None and quantize != "dynamic":
-        # Against int8 weights, float ones lose in speed, and mostly in size.
+    if stored is None and quantize not in ("dynamic", "int4"):
+        # Against int8 and int4 weights, float ones lose in speed, and mostly in size.
         stored = without_zeros(kernel.astype("float16" if quantize == "float16" else "float32"))
     if stored is None:
         return layer

@@ -119,8 +119,18 @@ def layer_of(lite, number):
         lite: The model, as `to_tflite` gave it.
         number: The operation's number in the file.
     """
-    parts = _Ownership(Flatbuffer(lite.content), lite.origin).parts
+    parts = layer_operations(Flatbuffer(lite.content), lite.origin)
     return next((path for path, numbers in parts.items() if number in numbers), None)
+
+
+def layer_operations(flatbuffer, origin):
+    """Dict from the path of each layer, or `None`, to numbers of its operations in the main graph.
+
+    Args:
+        flatbuffer: A `Flatbuffer`.
+        origin: Its `Origin`.
+    """
+    return _Ownership(flatbuffer, origin).parts
 
 
 def layer_table(lite, rows):

@@ -7,19 +7,23 @@ import re
 import keras
 
 from keras_compress import validation
-from keras_compress.export.calibration import calibration_samples, random_samples
+from keras_compress.export.calibration import (
+    calibration_samples,
+    check_batches,
+    random_samples,
+)
 from keras_compress.export.conversion import REMEDY, convert_to_bytes
+from keras_compress.export.edge_quantizer import quantize_layers
 from keras_compress.export.large import large_kernels, marked_call
 from keras_compress.export.lite_model import LiteModel
+from keras_compress.export.modes import check_done, check_stored, modes_of
 from keras_compress.export.narrowing import narrow
 from keras_compress.export.plan import STORAGE, full_precision, inference_form, is_quantize_aware
 from keras_compress.export.report import Origin, layer_of
-from keras_compress.export.structure import layer_paths
+from keras_compress.export.structure import input_names, layer_paths
 from keras_compress.export.writer import write_stored
 from keras_compress.files import write_atomically
 from keras_compress.matching import leaf_layers
-
-QUANTIZE = (None, "float16", "dynamic", "int8")
 
 OPTIMIZE_FOR = ("latency", "size")
 
@@ -48,11 +52,24 @@ def to_tflite(
     Args:
         model: A built Keras model (Sequential, functional, or subclassed with `model.inputs`).
         path: Where to write the file, or `None` to keep it in memory.
-        quantize: `None` (float32), `"float16"` (weights stored in half precision), `"dynamic"`
-            (int8 weights, float activations) or `"int8"` (int8 weights and activations; inputs and
-            outputs of the file stay float32; needs `calibration`). A model made by
-            `kc.quantizers.quantize_aware(scheme="int8")` is always exported as int8, on the grids
-            that it was trained with, and needs no `calibration`.
+        quantize: What weights and activations become; inputs and outputs of the file stay float32.
+
+            - `None`: float32.
+            - `"float16"`: weights stored in half precision.
+            - `"dynamic"`: int8 weights, float activations.
+            - `"int4"`: int4 weights in dense layers and int8 ones in convolutions (where int4 is no
+              faster than float32; `optimize_for="size"` takes it for them too), float activations.
+            - `"int8"`: int8 weights and activations; needs `calibration`.
+            - `"16x8"`: int8 weights, int16 activations: the accuracy of float activations where
+              integers must be; needs `calibration`. LiteRT's kernels for it are some 20 times
+              slower than float32 on x86-64.
+            - A dict from keys to these, layer by layer: `{"fc*": "int4", "conv1": None, "*":
+              "int8"}`. A key is a layer name, a glob, a layer class or a predicate, as for
+              `kc.convert`; the first one that matches a layer counts, a layer that none matches
+              stays float32. Operations that belong to no layer (`x + y`) have the mode of `"*"`.
+
+            A model made by `kc.quantizers.quantize_aware(scheme="int8")` is always exported as
+            int8, on the grids that it was trained with, and needs no `calibration`.
         calibration: Samples of the input, 100 or so: an array, a list or dict of arrays as the
             model takes them, a `tf.data.Dataset` or an iterable of batches (`x` or `(x, y)`). The
             exported model's outputs on them are compared with Keras's: see
@@ -63,8 +80,10 @@ def to_tflite(
             layers (where that saves a tenth at least) kept out of the file, at no cost in speed.
             `"compact"`: also stock layers whose kernels have at most 256 different values, as a
             grid or a codebook. `"dense"`: every kernel as the converter leaves it. With
-            `quantize="int8"` kernels are int8; those of dense layers whose values lie on a grid of
-            4 bits are stored so.
+            `quantize="int8"` or `"16x8"` kernels are int8; those of dense layers whose values lie
+            on a grid of 4 bits are stored so with int8 activations. A form that a layer has of its
+            own stays with the other modes; given for that layer in a dict, a mode of fewer bits
+            than the form has is an error.
         optimize_for: Where a small form and a fast one differ: `"latency"` (convolutions of few
             bits run as int8 CONV_2D) or `"size"` (they run on patches, at 2 or 4 bits; binary and
             ternary kernels take 1 and 1.6 bits a weight, decoded at load).
@@ -73,9 +92,10 @@ def to_tflite(
         A `LiteModel`.
 
     Raises:
-        ValueError: if the backend is not TensorFlow, the model is not built, `quantize` is
-            unknown, `calibration` is missing, empty, of the wrong shape or not finite, or an
-            operation of some layer has no builtin form in LiteRT (the layer is named).
+        ValueError: if the backend is not TensorFlow, the model is not built, `quantize` has an
+            unknown mode or a key that chooses no layer (or none with a form of that mode),
+            `calibration` is missing, empty, of the wrong shape or not finite, or an operation of
+            some layer has no builtin form in LiteRT (the layer is named).
         RuntimeError: if the exported outputs differ from Keras's.
 
     Example:
@@ -87,10 +107,10 @@ def to_tflite(
     ['FULLY_CONNECTED']
     """
     require_tensorflow()
-    validation.one_of("quantize", quantize, QUANTIZE, "to_tflite")
     validation.one_of("storage", storage, STORAGE, "to_tflite")
     validation.one_of("optimize_for", optimize_for, OPTIMIZE_FOR, "to_tflite")
     check_exportable(model)
+    modes = modes_of(model, quantize)
     aware = is_quantize_aware(model)
     if aware and quantize not in (None, "int8"):
         raise ValueError(
@@ -109,19 +129,27 @@ def to_tflite(
     samples = None
     if calibration is not None:
         samples = calibration_samples(model, calibration)
-    elif quantize == "int8" and not aware:
-        raise ValueError(
-            'to_tflite: quantize="int8" needs `calibration`: 100 or so samples of the input, from '
-            'which the ranges of the activations are read. Without data, quantize="dynamic" keeps '
-            "the activations in float."
-        )
-    # The converter's calibrator runs the model, which it cannot with a kernel left out.
-    marked = "dense" if quantize == "int8" else storage
+    static = modes.static if modes else quantize == "int8"
+    if static and not aware:
+        if samples is None:
+            raise ValueError(
+                f"to_tflite: quantize={quantize!r} needs `calibration`: 100 or so samples of the "
+                "input, from which the ranges of the activations are read. Without data, "
+                'quantize="dynamic" and "int4" keep the activations in float.'
+            )
+        check_batches(samples, batch_size)
     full = full_precision(model)
-    content, layers, origin = _convert(
-        full, model, quantize, None if aware else samples, batch_size, marked, optimize_for
-    )
-    if storage != "dense" and quantize in ("int8", "dynamic"):
+    if modes is not None:
+        content, layers, origin = _convert_by_layer(
+            full, model, modes, samples, batch_size, storage, optimize_for
+        )
+    else:
+        # The converter's calibrator runs the model, which it cannot with a kernel left out.
+        marked = "dense" if quantize == "int8" else storage
+        content, layers, origin = _convert(
+            full, model, quantize, None if aware else samples, batch_size, marked, optimize_for
+        )
+    if storage != "dense" and (modes is not None or quantize in ("int8", "dynamic")):
         content = narrow(content, optimize_for)
     lite = LiteModel(
         content, path=path, model=model, quantize=quantize, layers=layers, origin=origin
@@ -140,10 +168,27 @@ def to_tflite(
     return lite
 
 
-def _convert(model, named_after, quantize, samples, batch_size, storage, optimize_for):
+def _convert_by_layer(model, named_after, modes, samples, batch_size, storage, optimize_for):
+    """As `_convert`, then quantised as each layer's mode says."""
+    content, layers, origin = _convert(
+        model, named_after, None, None, batch_size, storage, optimize_for, modes
+    )
+    inputs = dict(zip(input_names(named_after), samples or [], strict=False))
+    content, done, operations = quantize_layers(
+        content, origin, modes, inputs, batch_size, optimize_for
+    )
+    check_done(modes, done | {layer.layer for layer in layers}, operations)
+    return content, layers, origin
+
+
+def _convert(model, named_after, quantize, samples, batch_size, storage, optimize_for, modes=None):
     """Bytes of the .tflite, what became of each stored kernel, and the `report.Origin`."""
-    form, stored = inference_form(model, storage, quantize)
+    form, stored = inference_form(
+        model, storage, quantize if modes is None else modes.of_layers(model)
+    )
     stored = _with_paths(stored, form)
+    if modes is not None:
+        check_stored(modes, stored)
     large = large_kernels(form) if storage != "dense" and quantize is None else []
     calls = {
         id(layer): marked_call(layer, number)

@@ -4,23 +4,30 @@ import keras
 
 from keras_compress import matching
 from keras_compress.convert import check_graph, convert
-from keras_compress.layers import QuantConv2D, QuantDense, QuantDepthwiseConv2D
+from keras_compress.layers import (
+    QuantConv2D,
+    QuantDense,
+    QuantDepthwiseConv2D,
+    QuantSeparableConv2D,
+)
 from keras_compress.quantizers.registry import get
 
-_QUANT_LAYERS = {
+#: Stock layers that have a Quant form, and that form.
+QUANT_LAYERS = {
     keras.layers.Dense: QuantDense,
     keras.layers.Conv2D: QuantConv2D,
     keras.layers.DepthwiseConv2D: QuantDepthwiseConv2D,
+    keras.layers.SeparableConv2D: QuantSeparableConv2D,
 }
 
 
 def apply(model, quantizer, layers=None):
     """Returns a copy of a model whose chosen layers have quantised kernels.
 
-    Dense, Conv2D and DepthwiseConv2D layers become Quant layers with the trained kernel as latent
-    weights, in which the quantizer finds its scales. The result predicts with the quantised kernels
-    at once, can be trained further (the straight-through gradient reaches the latent weights), and
-    is stored small by `kc.export.to_tflite`.
+    Dense, Conv2D, DepthwiseConv2D and SeparableConv2D layers become Quant layers with the trained
+    kernels as latent weights, in which the quantizer finds its scales. The result predicts with the
+    quantised kernels at once, can be trained further (the straight-through gradient reaches the
+    latent weights), and is stored small by `kc.export.to_tflite`.
 
     Quantizers without scales (`Sign()`, `Ternary(scale=None)`, `StochasticTernary()`,
     `DoReFaWeight` of more than one bit) change the size of the outputs: use them only where a batch
@@ -60,30 +67,35 @@ def apply(model, quantizer, layers=None):
             "apply: `quantizer` must be a quantizer or its name, such as 'uniform'; got None."
         )
     check_graph(model, "apply")
-    chosen = {id(layer) for layer in _choose(model, layers)}
+    chosen = {id(layer) for layer in choose_layers(model, layers, "apply")}
 
     def quantised(layer):
         # Each its own copy: a random quantizer has a state, which belongs to one layer.
-        own = type(quantizer).from_config(quantizer.get_config())
-        return _QUANT_LAYERS[type(layer)].from_layer(layer, kernel_quantizer=own)
+        return QUANT_LAYERS[type(layer)].from_layer(layer, kernel_quantizer=quantizer.copy())
 
     return convert(model, {lambda layer: id(layer) in chosen: quantised})
 
 
-def _choose(model, keys):
-    """Layers of a model that have a Quant form and are chosen by `keys`, or all that have one."""
+def choose_layers(model, keys, caller):
+    """Layers of a model that have a Quant form and are chosen by `keys`, or all that have one.
+
+    Args:
+        model: A built Keras model.
+        keys: A key, or a list of keys (see `matching.matches`); `None` for all.
+        caller: Name of the function that errors speak for.
+    """
     leaves = matching.leaf_layers(model)
     candidates = [layer for layer in leaves if _has_quant_form(layer)]
-    kinds = ", ".join(cls.__name__ for cls in _QUANT_LAYERS)
+    kinds = ", ".join(cls.__name__ for cls in QUANT_LAYERS)
     if keys is None:
         if not candidates:
-            raise ValueError(f"apply: model '{model.name}' has no layer of these: {kinds}.")
+            raise ValueError(f"{caller}: model '{model.name}' has no layer of these: {kinds}.")
         return candidates
     keys = list(keys) if isinstance(keys, (list, tuple)) else [keys]
     for layer, key in matching.resolve(keys, leaves):
         if not any(matching.matches(key, candidate) for candidate in candidates):
             raise ValueError(
-                f"apply: {matching.describe(key)} chooses '{layer.name}' "
+                f"{caller}: {matching.describe(key)} chooses '{layer.name}' "
                 f"({type(layer).__name__}), and no layer that has a Quant form: {kinds}."
             )
     return [layer for layer, _ in matching.resolve(keys, candidates)]
@@ -91,4 +103,4 @@ def _choose(model, keys):
 
 def _has_quant_form(layer):
     # The kernel of a layer that Keras has quantised is no float kernel.
-    return type(layer) in _QUANT_LAYERS and getattr(layer, "quantization_mode", None) is None
+    return type(layer) in QUANT_LAYERS and getattr(layer, "quantization_mode", None) is None

@@ -9,6 +9,7 @@ from keras_compress.quantizers.dorefa_gradient import DoReFaGradient
 from keras_compress.quantizers.dorefa_weight import DoReFaWeight
 from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
 from keras_compress.quantizers.fixed_point import FixedPoint
+from keras_compress.quantizers.minifloat import Minifloat
 from keras_compress.quantizers.power_of_two import PowerOfTwo
 from keras_compress.quantizers.quantizer import Quantizer
 from keras_compress.quantizers.residual_sign import ResidualSign
@@ -28,6 +29,7 @@ _BY_NAME = {
     "dorefa_weight": DoReFaWeight,
     "dynamic_tree8": DynamicTree8,
     "fixed_point": FixedPoint,
+    "minifloat": Minifloat,
     "power_of_two": PowerOfTwo,
     "residual_sign": ResidualSign,
     "sign": Sign,

@@ -92,7 +92,7 @@ class SearchStep:
                 "UniformL2 with axis=None. Make one by kc.quantizers.apply(model, "
                 "kc.quantizers.UniformL2(3))."
             )
-        self.x, self.y = _pair(data)
+        self.x, self.y = checked_pair(data, "SearchStep")
         self.loss = _loss(model, loss)
         self.factors = [
             validation.number(f"factors[{i}]", factor, 0, low_open=True, owner=self)
@@ -190,10 +190,16 @@ def _copy(layer, kernel_quantizer):
     return new
 
 
-def _pair(data):
+def checked_pair(data, caller):
+    """Returns `(x, y)`, or raises `ValueError` if it is no pair of finite samples, as many each.
+
+    Args:
+        data: Anything.
+        caller: Name of the function or class that errors speak for.
+    """
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         raise ValueError(
-            f"SearchStep: `data` must be a pair (x, y); got {type(data).__name__}"
+            f"{caller}: `data` must be a pair (x, y); got {type(data).__name__}"
             f"{f' of {len(data)}' if isinstance(data, (tuple, list)) else ''}."
         )
     x, y = data
@@ -201,12 +207,12 @@ def _pair(data):
     counts = {len(array) for array in arrays}
     if len(counts) > 1 or 0 in counts:
         raise ValueError(
-            "SearchStep: `data` must be at least one sample, x and y the same number; got "
+            f"{caller}: `data` must be at least one sample, x and y the same number; got "
             f"{sorted(counts)}."
         )
     if not all(np.isfinite(array).all() for array in arrays):
         raise ValueError(
-            "SearchStep: `data` has values that are not finite (NaN or infinity); leave those "
+            f"{caller}: `data` has values that are not finite (NaN or infinity); leave those "
             "samples out."
         )
     return x, arrays[-1]

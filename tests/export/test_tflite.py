@@ -164,7 +164,7 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options,message",
     [
-        ({"quantize": "int4x"}, "must be one of.*Did you mean 'int8'"),
+        ({"quantize": "int4x"}, "must be one of.*Did you mean 'int4'"),
         ({"quantize": "int8"}, "needs `calibration`"),
         ({"quantize": "int8", "calibration": X[:0]}, "no samples"),
         ({"quantize": "int8", "calibration": []}, "empty"),
