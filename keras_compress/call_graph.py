@@ -1,8 +1,10 @@
-"""The graph of a model as one flat list of calls, nested models dissolved."""
+"""A model's graph: as one flat list of calls, and made anew, call by call."""
 
 import dataclasses
 
 import keras
+
+from keras_compress.convert import new_like
 
 
 @dataclasses.dataclass(eq=False)
@@ -139,3 +141,111 @@ def nodes(model):
         stack.append((tensor, True))
         stack.extend((needed, False) for needed in reversed(node.input_tensors))
     return order
+
+
+class Rebuilder:
+    """Makes a model anew, call by call: same class, nesting and names, and the weights' values.
+
+    Subclasses say in `remake` what takes a layer's place, and in `call` what a call becomes.
+
+    Args:
+        model: A built Sequential or functional model. It is not changed.
+    """
+
+    def __init__(self, model):
+        self.model = model
+        self._made, self._values = {}, []
+
+    def run(self):
+        """The new model, compiled like the old one if that is compiled."""
+        source = self.model
+        inputs = [
+            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=_input_name(tensor))
+            for tensor in source.inputs
+        ]
+        model = self._model(source, inputs)
+        for layer, arrays in self._values:
+            for variable, array in zip(layer.variables, arrays, strict=True):
+                variable.assign(array)
+        if source.compiled:
+            model.compile_from_config(source.get_compile_config())
+        return model
+
+    def remake(self, operation):
+        """What takes the place of a layer or an operation.
+
+        Returns:
+            `(new, arrays)`: the new one and the values of its variables, in their order; `None` for
+            `new` where the input is handed on.
+        """
+        return new_like(operation, operation.get_config()), values_of(operation)
+
+    def call(self, operation, new, args, kwargs):
+        """The outputs of one call in a functional model.
+
+        Args:
+            operation: The old layer or operation.
+            new: What takes its place.
+            args: Positional arguments, with the new tensors.
+            kwargs: Keyword arguments, likewise.
+        """
+        return new(*args, **kwargs)
+
+    def _model(self, source, inputs):
+        """A new model, top or nested, on new inputs."""
+        if isinstance(source, keras.Sequential):
+            model = keras.Sequential(name=source.name, trainable=source.trainable)
+            model.add(inputs[0])
+            taken = inputs
+            for layer in source.layers:
+                new = self._nested(layer, taken) or self._operation(layer)
+                if new is not None:
+                    model.add(new)
+                    taken = model.outputs
+            return model
+        tensors = {id(old): new for old, new in zip(source.inputs, inputs, strict=True)}
+
+        def known(leaf):
+            return tensors.get(id(leaf), leaf)
+
+        for operation, node in nodes(source):
+            args, kwargs = keras.tree.map_structure(
+                known, (tuple(node.arguments.args), dict(node.arguments.kwargs))
+            )
+            taken = [tensors[id(tensor)] for tensor in node.input_tensors]
+            new = self._nested(operation, taken) or self._operation(operation)
+            given = taken[0] if new is None else self.call(operation, new, args, kwargs)
+            outputs = keras.tree.flatten(given)
+            tensors.update(zip(map(id, node.output_tensors), outputs, strict=True))
+        structure = keras.tree.pack_sequence_as(source.input, inputs)
+        outputs = keras.tree.map_structure(known, source.output)
+        return type(source)(structure, outputs, name=source.name, trainable=source.trainable)
+
+    def _nested(self, source, outer):
+        """The new form of a nested model, made at its first call; `None` for other operations."""
+        if not is_graph(source):
+            return None
+        if id(source) not in self._made:
+            inputs = [
+                keras.Input(batch_shape=new.shape, dtype=old.dtype, name=_input_name(old))
+                for old, new in zip(source.inputs, outer, strict=True)
+            ]
+            self._made[id(source)] = self._model(source, inputs)
+        return self._made[id(source)]
+
+    def _operation(self, operation):
+        if id(operation) not in self._made:
+            new, arrays = self.remake(operation)
+            self._made[id(operation)] = new
+            if len(arrays):
+                self._values.append((new, arrays))
+        return self._made[id(operation)]
+
+
+def values_of(operation):
+    """Values of a layer's variables, in their order; of an operation, none."""
+    return [keras.ops.convert_to_numpy(v) for v in getattr(operation, "variables", ())]
+
+
+def _input_name(tensor):
+    return tensor._keras_history.operation.name

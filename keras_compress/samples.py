@@ -119,6 +119,13 @@ class Samples:
         return array
 
 
+def structured(model, inputs):
+    """A list with something for each input of a model, nested as the model takes its inputs."""
+    if isinstance(model, keras.Sequential):
+        return inputs[0]
+    return keras.tree.pack_sequence_as(model.input, inputs)
+
+
 def _is_array(value):
     return hasattr(value, "shape") and not hasattr(value, "element_spec")
 

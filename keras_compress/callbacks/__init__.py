@@ -1,7 +1,21 @@
 """Callbacks: everything that acts during `fit`."""
 
+from keras_compress.callbacks.channel_pruning import ChannelPruning
+from keras_compress.callbacks.dynamic_network_surgery import DynamicNetworkSurgery
 from keras_compress.callbacks.incremental_quantization import IncrementalQuantization
+from keras_compress.callbacks.iterative_hard_thresholding import IterativeHardThresholding
 from keras_compress.callbacks.magnitude_pruning import MagnitudePruning
+from keras_compress.callbacks.penalty_ramp import PenaltyRamp
 from keras_compress.callbacks.proximal_group_lasso import ProximalGroupLasso
+from keras_compress.callbacks.soft_weight_sharing import SoftWeightSharing
 
-__all__ = ["IncrementalQuantization", "MagnitudePruning", "ProximalGroupLasso"]
+__all__ = [
+    "ChannelPruning",
+    "DynamicNetworkSurgery",
+    "IncrementalQuantization",
+    "IterativeHardThresholding",
+    "MagnitudePruning",
+    "PenaltyRamp",
+    "ProximalGroupLasso",
+    "SoftWeightSharing",
+]

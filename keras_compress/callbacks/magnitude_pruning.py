@@ -1,23 +1,19 @@
 """`MagnitudePruning`: zeros in the smallest weights, while `fit` runs."""
 
-import contextlib
-import warnings
-
 import keras
-import numpy as np
 
 from keras_compress import matching, validation
+from keras_compress.callbacks.scheduled_masks import ScheduledMasks, Target
 from keras_compress.pruning import masks, schedules
 from keras_compress.pruning.prunable import (
     all_layers,
     output_layers,
     prunable_kernels,
-    unbuilt_layers,
+    trained_model,
 )
-from keras_compress.pruning.pruning_mask import carry_masks
 
 
-class MagnitudePruning(keras.callbacks.Callback):
+class MagnitudePruning(ScheduledMasks):
     """Prunes the weights of smallest magnitude during `fit`, on a schedule.
 
     Pruned weights are held at exactly zero inside the compiled training step, whatever the
@@ -107,34 +103,16 @@ class MagnitudePruning(keras.callbacks.Callback):
             )
         for one in given:
             masks.check_final_sparsity(self.granularity, one.final_sparsity, self)
-        self._targets = []
-        self._courses = []
-        self._warned = False
 
     # Set-up: Keras calls set_model before it makes the training function.
 
     def set_model(self, model):
         super().set_model(model)
-        unbuilt = [layer.name for layer in unbuilt_layers(model)]
-        if not model.built or unbuilt:
-            raise ValueError(
-                f"MagnitudePruning: model '{model.name}' has layers without weights "
-                f"({', '.join(unbuilt) or 'all'}); call the model on a batch before fit()."
-            )
-        self._targets = [_Target(k, s) for k, s in self._choose(model)]
-        with self._scope():
-            new = [target.install() for target in self._targets]
-        if any(new):
-            # A step compiled earlier has the old constraints in it.
-            model.train_function = None
-        carry_masks(model)
-        self._courses = []
+        chosen = self._choose(trained_model(model, self))
+        self.install([Target(kernel, schedule) for kernel, schedule in chosen])
 
     def _choose(self, model):
         """`(kernel, schedule)` for each weight that will be pruned."""
-        if isinstance(model, keras.distillation.Distiller):
-            # The teacher stays as it is, and the adapters are not kept.
-            model = model.student
         kernels = prunable_kernels(model)
         for key in (*self.rules, *(self.layers or ())):
             matching.resolve([key], all_layers(model))
@@ -167,181 +145,17 @@ class MagnitudePruning(keras.callbacks.Callback):
         fit = kernel.layer.trainable and kernel.attribute != "embeddings" and not whole
         return self.schedule if fit else None
 
-    def _scope(self):
-        strategy = getattr(self.model, "distribute_strategy", None)
-        return contextlib.nullcontext() if strategy is None else strategy.scope()
-
-    # The schedule's clock.
-
-    def on_train_begin(self, logs=None):
-        self._courses = []
-
-    def on_epoch_begin(self, epoch, logs=None):
-        # Here and not earlier: BackupAndRestore restores in its on_train_begin.
-        if not self._courses:
-            self._start()
-            self._warn_if_cut_short(epoch)
-        self._begin_counting()
-
-    def on_train_batch_begin(self, batch, logs=None):
-        if not self._courses:
-            self._start()
-            self._begin_counting()
-        if self._first_batch is None:
-            self._first_batch = batch
-        self._advance(self._seen + batch - self._first_batch)
-
-    def on_epoch_end(self, epoch, logs=None):
-        seen = _batches_seen(self.model.optimizer)
-        self._advance(seen)
-        for course in self._courses:
-            course.note()
-        if logs is not None:
-            logs["sparsity"] = self.sparsity
-
-    def on_train_end(self, logs=None):
-        # An optimizer with a moving average of weights has just written that over the weights.
-        with self._scope():
-            for target in self._targets:
-                target.apply_mask()
-
-    def _start(self):
-        if getattr(self.model, "optimizer", None) is None:
-            raise ValueError("MagnitudePruning: compile the model with an optimizer first.")
-        seen = _batches_seen(self.model.optimizer)
-        courses = {}
-        with self._scope():
-            for target in self._targets:
-                start = target.resume(seen)
-                key = (id(target.schedule), *start)
-                courses.setdefault(key, _Course(target.schedule, *start)).targets.append(target)
-        self._courses = list(courses.values())
-
-    def _begin_counting(self):
-        self._seen = _batches_seen(self.model.optimizer)
-        self._first_batch = None
-
-    def _advance(self, seen):
-        """Brings every schedule up to the batch count `seen`, and prunes what is due."""
-        for course in self._courses:
-            sparsity = course.due_sparsity(seen)
-            if sparsity is not None:
-                if keras.backend.backend() == "jax":
-                    self.model.jax_state_sync()
-                with self._scope():
-                    for target in course.targets:
-                        self._prune(target, sparsity)
-                    course.note()
-
-    def _prune(self, target, sparsity):
-        kernel = keras.ops.convert_to_numpy(target.kernel.variable).astype("float32")
-        if self.threshold == "std":
-            sparsity = min(sparsity, masks.std_sparsity(kernel, self.quality, target.read_mask()))
-        mask = masks.magnitude_mask(
-            kernel, sparsity, self.granularity, self.block_size, target.kernel.output_axes
-        )
-        target.set_mask(mask)
-        target.apply_mask()
-
-    # What users see.
-
-    @property
-    def layer_sparsity(self):
-        """Dict from the name of each pruned weight to the share of it that is masked."""
-        return {t.kernel.name: 1 - t.kept / t.size for t in self._targets}
-
-    @property
-    def sparsity(self):
-        """Share of all pruned weights that is masked."""
-        return 1 - sum(t.kept for t in self._targets) / sum(t.size for t in self._targets)
-
-    def _warn_if_cut_short(self, epoch):
-        params = self.params or {}
-        if self._warned or not params.get("steps") or not params.get("epochs"):
-            return
-        left = (params["epochs"] - epoch) * params["steps"]
-        for course in self._courses:
-            stop = _batches_seen(self.model.optimizer) - course.origin + left
-            if course.schedule.end_step > stop:
-                self._warned = True
-                warnings.warn(
-                    f"The pruning schedule ends at step {course.schedule.end_step}, but this fit() "
-                    f"stops at step {stop} of it: the final sparsity is not reached unless you fit "
-                    "further. Use a smaller `end_step`, or more epochs.",
-                    stacklevel=2,
-                )
-                return
-
-
-class _Target:
-    """One weight under pruning: kernel, mask and schedule."""
-
-    def __init__(self, kernel, schedule):
-        self.kernel = kernel
-        self.schedule = schedule
-        self.size = self.kept = int(np.prod(kernel.variable.shape))
-
-    def install(self):
-        self.mask, new = self.kernel.install_mask()
-        return new
-
-    def resume(self, seen):
-        """Reads `(origin, last)` from the mask's state, for an optimizer at batch count `seen`."""
-        origin, last, mark = (int(v) for v in keras.ops.convert_to_numpy(self.mask.progress))
-        self.mark = schedules.fingerprint(self.schedule)
-        if mark != self.mark:
-            origin, last = seen, -1
-        elif seen < origin + last:
-            # A new optimizer, which counts from zero again.
-            origin = seen - last
-        self.note(origin, last)
-        self.kept = int(self.read_mask().sum())
-        return origin, last
-
-    def note(self, origin, last):
-        self.mask.progress.assign(np.array([origin, last, self.mark], "int32"))
-
-    def read_mask(self):
-        return keras.ops.convert_to_numpy(self.mask.mask)
-
-    def set_mask(self, mask):
-        self.mask.set_mask(mask)
-        self.kept = int(mask.sum())
-
-    def apply_mask(self):
-        variable = self.kernel.variable
-        mask, kernel = map(keras.ops.convert_to_tensor, (self.mask.mask, variable))
-        variable.assign(keras.ops.where(mask, kernel, 0))
-
-
-class _Course:
-    """How far weights that share a schedule and a start have come on it."""
-
-    def __init__(self, schedule, origin, last):
-        self.schedule = schedule
-        self.origin = origin
-        self.last = last
-        self.targets = []
-
-    def due_sparsity(self, seen):
-        """Sparsity of the latest step not asked about yet at which pruning is due, or `None`."""
-        sparsity = None
-        step = seen - self.origin
-        for one in range(self.last + 1, step + 1):
-            due, value = self.schedule(one)
-            sparsity = value if due else sparsity
-        self.last = max(self.last, step)
-        return sparsity
-
-    def note(self):
-        for target in self.targets:
-            target.note(self.origin, self.last)
-
-
-def _batches_seen(optimizer):
-    # The public `iterations` rounds down to whole updates under gradient accumulation.
-    inner = getattr(optimizer, "inner_optimizer", optimizer)
-    return int(keras.ops.convert_to_numpy(inner._iterations))
+    def prune(self, targets, sparsity):
+        for target in targets:
+            kernel = keras.ops.convert_to_numpy(target.kernel.variable).astype("float32")
+            share = sparsity
+            if self.threshold == "std":
+                share = min(share, masks.std_sparsity(kernel, self.quality, target.read_mask()))
+            mask = masks.magnitude_mask(
+                kernel, share, self.granularity, self.block_size, target.kernel.output_axes
+            )
+            target.set_mask(mask)
+            target.apply_mask()
 
 
 def _keys(layers, owner):

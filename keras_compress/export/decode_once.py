@@ -48,12 +48,21 @@ class Decoder:
         options.axis = 0
         return self.apply("GATHER", [table, indices], shape, "INT8", options, scale, version=2)
 
-    def reshape(self, tensor, shape, scale):
-        """RESHAPE of int8 entries."""
+    def reshape(self, tensor, shape, scale=None, type_name="INT8"):
+        """RESHAPE."""
         options = self.schema.ReshapeOptionsT()
         options.newShape = list(shape)
         target = self.graph.add_constant(f"{self.site.name}/shape", np.array(shape, np.int32))
-        return self.apply("RESHAPE", [tensor, target], shape, "INT8", options, scale)
+        return self.apply("RESHAPE", [tensor, target], shape, type_name, options, scale)
+
+    def cut(self, tensor, size, type_name, scale=None):
+        """The first entries of a vector."""
+        ends = [
+            self.graph.add_constant(f"{self.site.name}/{label}", np.array([value], np.int32))
+            for label, value in (("begin", 0), ("size", size))
+        ]
+        options = self.schema.SliceOptionsT()
+        return self.apply("SLICE", [tensor, *ends], [size], type_name, options, scale, 2)
 
     @property
     def done(self):
@@ -106,7 +115,6 @@ def table_weights(site, symbols, levels, scale):
 
 
 def _decode_table(decoder, symbols, levels, each):
-    site = decoder.site
     radix = len(levels) if each in (8, 5) else 2 ** (8 // each)
     padded = np.pad(symbols.reshape(-1), (0, -symbols.size % each)).reshape(-1, each)
     powers = radix ** np.arange(each)
@@ -119,19 +127,93 @@ def _decode_table(decoder, symbols, levels, each):
     )
     if symbols.size != padded.size:
         entries = decoder.reshape(entries, [padded.size], 1.0)
-        ends = [
-            decoder.graph.add_constant(f"{site.name}/{label}", np.array([value], np.int32))
-            for label, value in (("begin", 0), ("size", symbols.size))
-        ]
-        entries = decoder.apply(
-            "SLICE", [entries, *ends], [symbols.size], "INT8", site.schema.SliceOptionsT(), 1.0, 2
-        )
+        entries = decoder.cut(entries, symbols.size, "INT8", 1.0)
     return decoder.reshape(entries, symbols.shape, 1.0)
 
 
 def symbols_per_byte(alphabet):
     """How many symbols of an alphabet fit in a byte and are cut apart by one table."""
     return {2: 8, 3: 5, 4: 4}.get(max(alphabet, 2), 2)
+
+
+def vector_weights(site, codes, centres, scale):
+    """Sums of vectors that codes name, one for each stage.
+
+    Args:
+        site: The `Site`.
+        codes: Integer array `(stages, outputs, ..., segments)`.
+        centres: int8 array `(stages, books, k, length)`, `books` being 1 or the segments.
+        scale: Scalar.
+
+    Returns:
+        The int8 weights `(outputs, inputs)` at the site.
+    """
+    outputs, length = codes.shape[1], centres.shape[3]
+    rows = (outputs, codes[0].size // outputs * length)
+    decoder = Decoder(site)
+    if not decoder.done:
+        stages = [_stage(decoder, *stage) for stage in zip(codes, centres, strict=True)]
+        total = stages[0]
+        if len(stages) > 1:
+            shape = (codes[0].size, length)
+            wide = [decoder.cast(stage, shape, "INT32") for stage in stages]
+            total = wide[0]
+            for stage in wide[1:]:
+                total = _binary(decoder, "ADD", total, stage, shape, site.schema.AddOptionsT())
+            total = decoder.cast(total, shape, "INT8")
+        decoder.assign(decoder.reshape(total, rows, 1.0))
+    return decoder.read(rows, scale)
+
+
+def _stage(decoder, codes, centres):
+    """The vectors of one stage, int8 `(codes, length)`, segment by segment of each output."""
+    books, k, length = centres.shape
+    index = _unpacked(decoder, codes.ravel(), (k - 1).bit_length())
+    if books > 1:
+        offsets = decoder.constant("offsets", k * np.arange(books, dtype=np.int32))
+        shape = [codes.size // books, books]
+        index = decoder.reshape(index, shape, type_name="INT32")
+        index = _binary(decoder, "ADD", index, offsets, shape, decoder.schema.AddOptionsT())
+        index = decoder.reshape(index, [codes.size], type_name="INT32")
+    table = decoder.constant("centres", centres.reshape(-1, length), 1.0)
+    return decoder.gather(table, index, [codes.size, length], 1.0)
+
+
+def _unpacked(decoder, codes, bits):
+    """int32 codes from the fewest bytes: bits in groups of 8, 4, 2 and 1, each group packed."""
+    total, shift = None, 0
+    for width in (8, 8, 4, 2, 1):
+        if shift + width > max(bits, 1):
+            continue
+        part = _packed_part(decoder, codes >> shift & (2**width - 1), width)
+        if shift:
+            factor = _scalar(decoder, 2**shift)
+            part = _binary(decoder, "MUL", part, factor, codes.shape, decoder.schema.MulOptionsT())
+        if total is None:
+            total = part
+        else:
+            options = decoder.schema.AddOptionsT()
+            total = _binary(decoder, "ADD", total, part, codes.shape, options)
+        shift += width
+    return total
+
+
+def _packed_part(decoder, symbols, width):
+    """int32 vector of symbols of 1, 2, 4 or 8 bits."""
+    each = 8 // width
+    padded = np.pad(symbols, (0, -len(symbols) % each)).reshape(-1, each)
+    places = width * np.arange(each)
+    packed = (padded << places).sum(1).astype(np.uint8)
+    found = decoder.cast(decoder.constant("codes", packed), packed.shape, "INT32")
+    if each == 1:
+        return found
+    digits = (np.arange(256)[:, None] >> places & (2**width - 1)).astype(np.int8)
+    table = decoder.constant("digits", digits, 1.0)
+    entries = decoder.gather(table, found, [len(packed), each], 1.0)
+    entries = decoder.reshape(entries, [padded.size], 1.0)
+    if padded.size != len(symbols):
+        entries = decoder.cut(entries, len(symbols), "INT8", 1.0)
+    return decoder.cast(entries, [len(symbols)], "INT32")
 
 
 def hashed_weights(site, ints, scale, seed, shape):

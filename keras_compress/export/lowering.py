@@ -24,7 +24,12 @@ import math
 import numpy as np
 
 from keras_compress.export import block_sparse
-from keras_compress.export.decode_once import hashed_weights, symbols_per_byte, table_weights
+from keras_compress.export.decode_once import (
+    hashed_weights,
+    symbols_per_byte,
+    table_weights,
+    vector_weights,
+)
 from keras_compress.export.flatbuffer import pack
 from keras_compress.export.patches import patches, strided
 from keras_compress.export.sparsity import csr, index_bytes
@@ -34,9 +39,11 @@ from keras_compress.layers.stored_kernel import (
     GridKernel,
     HashedKernel,
     SparseKernel,
+    VectorCodebookKernel,
     grid_of,
 )
 
+_VARIABLE = "FULLY_CONNECTED int8 variable"
 _TYPES = {8: "INT8", 4: "INT4", 2: "INT2"}
 #: First version of an operation that takes weights of so few bits.
 _VERSIONS = {"FULLY_CONNECTED": {8: 5, 4: 9, 2: 9}, "CONV_2D": {8: 5}}
@@ -100,8 +107,35 @@ def _(kernel: CodebookKernel, site, geometry, optimize_for):
     )
     if decodes:
         return _decoded(site, geometry, kernel.codes, ints, step, kernel.shape)
+    if optimize_for == "size" and len(kernel.values) <= 128:
+        # Five to seven bits take more operations to unpack, and run slower than int8 constants.
+        vectors = VectorCodebookKernel(kernel.codes[None], kernel.values.reshape(1, 1, -1, 1))
+        return lower(vectors, site, geometry, optimize_for)
     outcome = lower(GridKernel(ints[kernel.codes], step), site, geometry, "latency")
     return dataclasses.replace(outcome, form=f"{outcome.form}, nearest to the codebook")
+
+
+@lower.register
+def _(kernel: VectorCodebookKernel, site, geometry, optimize_for):
+    ints, step = _nearest_centres(kernel)
+    stages, _, k, _ = kernel.centres.shape
+    nbytes = kernel.codes.size * (k - 1).bit_length() // 8 + ints.size
+    slow = optimize_for == "latency" and not _is_pointwise(kernel.shape, geometry)
+    decodes = (
+        not slow
+        and _runs_as_rows(site, kernel.shape, geometry)
+        and nbytes + 2 * _DECODER_BYTES * stages + _patch_bytes(kernel.shape, geometry)
+        < math.prod(kernel.shape)
+    )
+    if not decodes:
+        whole = np.round(kernel.dense() / step)
+        outcome = lower(GridKernel(np.clip(whole, -127, 127), step), site, geometry, "latency")
+        return dataclasses.replace(outcome, form=f"{outcome.form}, nearest to the codebook")
+    inputs = _rows_of_inputs(site, kernel.shape, geometry)
+    weights = vector_weights(site, np.moveaxis(kernel.codes, -1, 1), ints, step)
+    _emit_fully_connected(site, inputs, weights, version=5)
+    bits = 8 * nbytes / math.prod(kernel.shape)
+    return Outcome(f"codes of vectors, {bits:.3g} bits a weight, decoded once", _VARIABLE)
 
 
 @lower.register
@@ -109,7 +143,7 @@ def _(kernel: HashedKernel, site, geometry, optimize_for):
     ints, step = nearest_grid(kernel.values)
     weights = hashed_weights(site, ints, step, kernel.seed, kernel.shape)
     _emit_fully_connected(site, site.input, weights, version=5)
-    return Outcome(f"{len(ints):,} int8 values, hashed once", "FULLY_CONNECTED int8 variable")
+    return Outcome(f"{len(ints):,} int8 values, hashed once", _VARIABLE)
 
 
 @lower.register
@@ -158,6 +192,18 @@ def nearest_grid(values):
     return np.clip(np.round(values / step), -127, 127).astype(np.int8), np.float32(step)
 
 
+def _nearest_centres(kernel):
+    """int8 centres of a `VectorCodebookKernel` and their step; sums of stages fit int8 too."""
+    stages = len(kernel.centres)
+    if stages == 1:
+        ints, step = nearest_grid(kernel.centres.ravel())
+        return ints.reshape(kernel.centres.shape), step
+    largest = max(float(np.abs(array).max()) for array in (kernel.centres, kernel.dense())) or 1.0
+    # Each stage is off by half a step at most.
+    step = np.float32(largest / (127 - stages / 2))
+    return np.round(kernel.centres / step).astype(np.int8), step
+
+
 def _fully_connected(site, inputs, kernel):
     rows = _by_output(kernel.ints)
     bits = kernel.bits
@@ -190,7 +236,7 @@ def _decoded(site, geometry, symbols, levels, scale, shape):
     inputs = _rows_of_inputs(site, shape, geometry)
     weights, bits = table_weights(site, _by_output(symbols), levels, scale)
     _emit_fully_connected(site, inputs, weights, version=5)
-    return Outcome(f"{bits:.3g}-bit codes, decoded once", "FULLY_CONNECTED int8 variable")
+    return Outcome(f"{bits:.3g}-bit codes, decoded once", _VARIABLE)
 
 
 def _by_output(kernel):

@@ -4,6 +4,8 @@ from keras_compress.layers.base import CompressedLayer
 from keras_compress.layers.binary_conv2d import BinaryConv2D
 from keras_compress.layers.binary_dense import BinaryDense
 from keras_compress.layers.circulant_dense import CirculantDense
+from keras_compress.layers.codebook_conv2d import CodebookConv2D
+from keras_compress.layers.codebook_dense import CodebookDense
 from keras_compress.layers.compressed_conv2d import CompressedConv2D
 from keras_compress.layers.compressed_dense import CompressedDense
 from keras_compress.layers.factorized_conv2d import FactorizedConv2D
@@ -18,6 +20,7 @@ from keras_compress.layers.lazy_dense import LazyDense
 from keras_compress.layers.quant_conv2d import QuantConv2D
 from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
+from keras_compress.layers.quant_separable_conv2d import QuantSeparableConv2D
 from keras_compress.layers.shift_batch_normalization import ShiftBatchNormalization
 from keras_compress.layers.tt_dense import TTDense
 
@@ -27,6 +30,8 @@ __all__ = [
     "BinaryConv2D",
     "BinaryDense",
     "CirculantDense",
+    "CodebookConv2D",
+    "CodebookDense",
     "CompressedConv2D",
     "CompressedDense",
     "CompressedLayer",
@@ -43,6 +48,7 @@ __all__ = [
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",
+    "QuantSeparableConv2D",
     "ShiftBatchNormalization",
     "TTDense",
 ]

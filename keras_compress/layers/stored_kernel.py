@@ -91,6 +91,33 @@ class CodebookKernel:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
+class VectorCodebookKernel:
+    """Codes of vectors: see `kc.sharing.Codebook`.
+
+    Attributes:
+        codes: uint8 or uint16 array `(stages, ..., segments, outputs)`.
+        centres: float32 array `(stages, books, k, length)`.
+    """
+
+    codes: np.ndarray
+    centres: np.ndarray
+
+    @property
+    def shape(self):
+        """Shape of the kernel."""
+        return self._codebook().shape
+
+    def dense(self):
+        """The float32 kernel."""
+        return self._codebook().decode()
+
+    def _codebook(self):
+        from keras_compress.sharing.codebook import Codebook
+
+        return Codebook(self.codes, self.centres)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
 class HashedKernel:
     """Values shared by a hash: see `kc.layers.HashedDense`.
 

@@ -1,6 +1,8 @@
 """Pruning: schedules, masks and what they leave behind."""
 
 import importlib
+import sys
+import types
 
 from keras_compress.pruning.dropout import retraining_dropout_rate
 from keras_compress.pruning.masks import magnitude_mask, mask_from_scores
@@ -24,9 +26,14 @@ __all__ = [
     "PruningMask",
     "PruningSchedule",
     "criteria",
+    "greedy_finetune",
+    "lda_prune",
     "magnitude_mask",
     "mask_from_scores",
+    "obs_prune",
     "prune_channels",
+    "prune_weights",
+    "reduce_and_reuse",
     "register_channel_rule",
     "remove_channels",
     "retraining_dropout_rate",
@@ -38,7 +45,12 @@ _OF_MODELS = {
     "Budget": "choice",
     "ChannelGraph": "surgery",
     "criteria": None,
+    "greedy_finetune": "greedy_finetune",
+    "lda_prune": "lda_prune",
+    "obs_prune": "obs_prune",
     "prune_channels": "prune_channels",
+    "prune_weights": "prune_weights",
+    "reduce_and_reuse": "reduce_and_reuse",
     "register_channel_rule": "surgery",
     "remove_channels": "surgery",
     "select": "choice",
@@ -52,6 +64,15 @@ def __getattr__(name):
     if _OF_MODELS[name] is None:
         return importlib.import_module(f"{__name__}.{name}")
     value = getattr(importlib.import_module(f"{__name__}.{_OF_MODELS[name]}"), name)
-    # A module of the same name would hide it from now on.
     globals()[name] = value
     return value
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name, value):
+        # Importing a submodule sets it here, where it would hide the function of the same name.
+        if _OF_MODELS.get(name) is None or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 
 import numpy as np
 
@@ -72,8 +73,12 @@ def select(
     Args:
         graph: `ChannelGraph` of the model.
         scores: Dict from the name of a layer to the scores of the channels that it makes or reads,
-            as a criterion gives them. Groups of channels that no score covers are kept.
-        target: Share of the candidates to remove, in [0, 1), or a `Budget`.
+            as a criterion gives them. Groups of channels that no score covers are kept. For the
+            greedy choice of Li et al. (layer by layer, each by scores that know what is gone
+            before it; `scope="layer"` and a share) a function from which channels stay to such a
+            dict: `L1Filter().remaining(graph)`.
+        target: Share of the candidates to remove, in [0, 1), the number of them (an integer), or a
+            `Budget`.
         scope: `"global"`: one order for all layers, so that some lose more than others; make their
             scores comparable by the criterion's `normalize=`. `"layer"`: the same share of each.
         min_keep: Channels that a layer keeps at least: a number, or a share in (0, 1].
@@ -89,12 +94,35 @@ def select(
         ValueError: if no channel can go, or the target cannot be met; the least is given.
     """
     validation.one_of("scope", scope, SCOPES, "select")
+    if callable(scores):
+        options = (min_keep, round_to, through_normalization)
+        return _greedy(graph, scores, target, scope, options)
     candidates = _Candidates(graph, scores, min_keep, round_to, through_normalization)
     order = candidates.order(scope)
     if isinstance(target, Budget):
         return _to_budget(graph, candidates, order, target)
+    if isinstance(target, numbers.Integral) and not isinstance(target, bool):
+        number = validation.integer("target", target, 0, len(order), "select")
+        return candidates.kept(order, number)
     share = validation.number("target", target, 0, 1, high_open=True, owner="select")
     return candidates.kept(order, int(math.floor(share * candidates.count + 0.5)))
+
+
+def _greedy(graph, scores, target, scope, options):
+    if scope != "layer" or isinstance(target, Budget):
+        raise ValueError(
+            "select: the greedy choice goes layer by layer: it takes scope='layer' and a share; "
+            f"got scope={scope!r}, target={target!r}."
+        )
+    share = validation.number("target", target, 0, 1, high_open=True, owner="select")
+    kept = np.ones(graph.count, bool)
+    # One choice of all, for the errors and for which groups are candidates.
+    may_go = _Candidates(graph, scores(kept), *options).groups
+    for group in may_go:
+        names = {producer.name for producer in group.producers}
+        known = {name: values for name, values in scores(kept).items() if name in names}
+        kept &= select(graph, known, share, "layer", *options)
+    return kept
 
 
 def _to_budget(graph, candidates, order, budget):

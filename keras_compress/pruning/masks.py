@@ -160,15 +160,34 @@ def mask_from_scores(scores, sparsity, granularity="weight", block_size=None, ou
     """
     granularity, block_size = check_granularity(granularity, block_size)
     scores = np.asarray(scores)
+    if pattern(granularity) is not None:
+        matrix, restore = to_matrix(scores, output_axes)
+        return restore(_pattern_mask(matrix, sparsity, granularity))
+    pooled, _, spread = group_scores(scores, granularity, block_size, output_axes)
+    return spread(keep_largest(pooled, drop_count(pooled.size, sparsity)))
+
+
+def group_scores(scores, granularity="weight", block_size=None, output_axes=(-1,)):
+    """Mean scores of the groups of weights that are pruned as one; not for n:m patterns.
+
+    Returns:
+        `(groups, sizes, spread)`: arrays with the mean score and the number of weights of each
+        group, and a function from a boolean array over groups to one over weights.
+    """
+    scores = np.asarray(scores)
     if granularity == "weight":
-        return keep_largest(scores, drop_count(scores.size, sparsity))
+        return scores, np.ones(scores.shape, int), lambda keep: keep
     matrix, restore = to_matrix(scores, output_axes)
     if granularity == "filter":
-        keep = keep_largest(matrix.mean(0), drop_count(matrix.shape[1], sparsity))
-        return restore(np.broadcast_to(keep, matrix.shape))
-    if granularity == "block":
-        return restore(_block_mask(matrix, sparsity, block_size))
-    return restore(_pattern_mask(matrix, sparsity, granularity))
+        sizes = np.full(matrix.shape[1], matrix.shape[0])
+        return matrix.mean(0), sizes, lambda keep: restore(np.broadcast_to(keep, matrix.shape))
+    sums, sizes = _block_sums(matrix, block_size)
+
+    def spread(keep):
+        (rows, columns), (height, width) = matrix.shape, block_size
+        return restore(keep.repeat(height, 0).repeat(width, 1)[:rows, :columns])
+
+    return sums / sizes, sizes, spread
 
 
 def std_sparsity(kernel, quality, mask=None):
@@ -195,16 +214,15 @@ def to_matrix(array, output_axes=(-1,)):
     return moved.reshape(-1, columns), restore
 
 
-def _block_mask(matrix, sparsity, block_size):
+def _block_sums(matrix, block_size):
+    """Sums over blocks, and how many entries of the matrix each block has."""
     (rows, columns), (height, width) = matrix.shape, block_size
     tall, wide = -(-rows // height), -(-columns // width)
     padded = np.zeros((tall * height, wide * width), matrix.dtype)
     padded[:rows, :columns] = matrix
-    sums = padded.reshape(tall, height, wide, width).sum((1, 3))
     heights = np.minimum(height, rows - height * np.arange(tall))
     widths = np.minimum(width, columns - width * np.arange(wide))
-    keep = keep_largest(sums / np.outer(heights, widths), drop_count(sums.size, sparsity))
-    return keep.repeat(height, 0).repeat(width, 1)[:rows, :columns]
+    return padded.reshape(tall, height, wide, width).sum((1, 3)), np.outer(heights, widths)
 
 
 def _pattern_mask(matrix, sparsity, granularity):

@@ -3,8 +3,9 @@
 import dataclasses
 
 import keras
+import numpy as np
 
-from keras_compress import matching
+from keras_compress import matching, validation
 from keras_compress.pruning.pruning_mask import PruningMask
 
 # Attribute of a layer that holds the weight, attribute that holds its constraint.
@@ -15,6 +16,12 @@ _KERNELS = (
     ("pointwise_kernel", "pointwise_constraint"),
     ("recurrent_kernel", "recurrent_constraint"),
     ("embeddings", "embeddings_constraint"),
+)
+_OTHERS = (
+    ("bias", "bias_constraint"),
+    ("gamma", "gamma_constraint"),
+    ("beta", "beta_constraint"),
+    ("alpha", "alpha_constraint"),
 )
 _TRANSPOSED = (
     keras.layers.Conv1DTranspose,
@@ -61,21 +68,32 @@ class PrunableKernel:
             return axes or (rank - 1,)
         return (-1,)
 
+    @property
+    def masked(self):
+        """Boolean array of the weight's shape: what a mask on it prunes."""
+        mask = getattr(self.layer, self.constraint_attribute)
+        if not isinstance(mask, PruningMask):
+            return np.zeros(tuple(self.variable.shape), bool)
+        return ~keras.ops.convert_to_numpy(mask.mask)
+
     def matches(self, key):
         """Whether a key (see `kc.matching`) chooses the layer or one that contains it."""
         return any(matching.matches(key, layer) for layer in self.chain)
 
-    def install_mask(self):
+    def install_mask(self, kind=PruningMask):
         """Puts a `PruningMask` on the weight, or finds the one that is there.
+
+        Args:
+            kind: `PruningMask`, or a class of the same arguments that is one.
 
         Returns:
             `(mask, new)`.
         """
         layer, variable = self.layer, self.variable
         mask = getattr(layer, self.constraint_attribute)
-        new = not isinstance(mask, PruningMask)
+        new = not isinstance(mask, kind)
         if new:
-            mask = PruningMask(variable.shape, constraint=mask)
+            mask = kind(variable.shape, constraint=mask)
             # Keras locks a built layer against new state; its own enable_lora() unlocks it so.
             layer._tracker.unlock()
             setattr(layer, self.constraint_attribute, mask)
@@ -107,6 +125,17 @@ def prunable_kernels(model):
     return kernels
 
 
+def maskable_weights(layer):
+    """Returns the `PrunableKernel`s of all weights of a layer itself that can have a mask."""
+    found = {}
+    for attribute, constraint in (*_KERNELS, *_OTHERS):
+        variable = getattr(layer, attribute, None)
+        if isinstance(variable, keras.Variable) and hasattr(layer, constraint):
+            kernel = PrunableKernel(layer, (layer,), variable, attribute, constraint)
+            found.setdefault(id(variable), kernel)
+    return list(found.values())
+
+
 def all_layers(model):
     """Every layer in a model, however deep, each once."""
     found = {}
@@ -128,6 +157,26 @@ def unbuilt_layers(model):
         for layer in all_layers(model)
         if not layer.built and any(hasattr(layer, constraint) for _, constraint in _KERNELS)
     ]
+
+
+def trained_model(model, owner):
+    """The model whose weights a callback prunes: of a `Distiller`, the student.
+
+    Args:
+        model: The model that is fitted.
+        owner: The callback, for errors.
+
+    Raises:
+        ValueError: if some of its layers have no weights yet.
+    """
+    unbuilt = [layer.name for layer in unbuilt_layers(model)]
+    if not model.built or unbuilt:
+        raise ValueError(
+            f"{validation.prefix(owner)}model '{model.name}' has layers without weights "
+            f"({', '.join(unbuilt) or 'all'}); call the model on a batch before fit()."
+        )
+    # The teacher stays as it is, and the adapters are not kept.
+    return model.student if isinstance(model, keras.distillation.Distiller) else model
 
 
 def _children(layer):

@@ -58,7 +58,7 @@ class PruningMask(keras.layers.Layer):
             autocast=False,
         )
         self.built = True
-        self._note_mask()
+        self.note_mask()
 
     def __call__(self, weight):
         if self.constraint is not None:
@@ -74,14 +74,15 @@ class PruningMask(keras.layers.Layer):
             mask: Boolean array of the weight's shape, true where weights stay.
         """
         self.mask.assign(np.asarray(mask, bool))
-        self._note_mask()
+        self.note_mask()
 
-    def _note_mask(self):
+    def note_mask(self):
+        """Takes note of the mask, after something else than `set_mask` has changed it."""
         self._noted = noted_value(self.mask)
 
     def load_own_variables(self, store):
         super().load_own_variables(store)
-        self._note_mask()
+        self.note_mask()
 
     def get_config(self):
         return {

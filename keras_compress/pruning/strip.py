@@ -5,6 +5,8 @@ import keras
 from keras_compress.pruning.prunable import all_layers
 from keras_compress.pruning.pruning_mask import PruningMask
 
+_MASKS = ("keras_compress>PruningMask", "keras_compress>SurgeryMask")
+
 
 def strip(model):
     """Returns a plain copy of a pruned model: masks gone, zeros kept.
@@ -14,7 +16,7 @@ def strip(model):
     it: it can be saved, exported and loaded where `keras_compress` is not installed.
 
     Args:
-        model: A built model, pruned by `kc.callbacks.MagnitudePruning`. It is not changed. A
+        model: A built model, pruned by a callback of `kc.callbacks`. It is not changed. A
             subclassed model must have `get_config`.
 
     Returns:
@@ -90,7 +92,7 @@ def _copy_subclassed(model):
 def _without_masks(config):
     """A configuration with each serialised mask replaced by the constraint that it covers."""
     if isinstance(config, dict):
-        if config.get("registered_name") == "keras_compress>PruningMask":
+        if config.get("registered_name") in _MASKS:
             return config["config"]["constraint"]
         return {key: _without_masks(value) for key, value in config.items()}
     if isinstance(config, (list, tuple)):

@@ -10,6 +10,7 @@ from keras_compress.quantizers.dynamic_tree8 import DynamicTree8
 from keras_compress.quantizers.fixed_point import FixedPoint
 from keras_compress.quantizers.gradient_quantizer import GradientQuantizer
 from keras_compress.quantizers.grid_quantizer import GridQuantizer
+from keras_compress.quantizers.minifloat import Minifloat
 from keras_compress.quantizers.power_of_two import PowerOfTwo
 from keras_compress.quantizers.quantizer import Quantizer
 from keras_compress.quantizers.registry import DoReFaActivation, deserialize, get, serialize
@@ -31,6 +32,7 @@ __all__ = [
     "FixedPoint",
     "GradientQuantizer",
     "GridQuantizer",
+    "Minifloat",
     "PowerOfTwo",
     "Quantizer",
     "ResidualSign",
@@ -44,10 +46,12 @@ __all__ = [
     "WeightClip",
     "ap2",
     "apply",
+    "compress_on_the_fly",
     "deserialize",
     "freeze_statistics",
     "get",
     "quantize_aware",
+    "ristretto",
     "serialize",
     "summary",
 ]
@@ -55,8 +59,10 @@ __all__ = [
 _OF_MODELS = {
     "SearchStep": "search_step",
     "apply": "post_training",
+    "compress_on_the_fly": "compression_on_the_fly",
     "freeze_statistics": "quantize_aware_training",
     "quantize_aware": "quantize_aware_training",
+    "ristretto": "ristretto_search",
     "summary": "model_summary",
 }
 

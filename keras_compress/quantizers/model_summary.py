@@ -3,6 +3,7 @@
 import dataclasses
 
 from keras_compress.layers.base import dtype_bits
+from keras_compress.layers.quant_separable_conv2d import QuantSeparableConv2D
 from keras_compress.profile.macs import call_macs, layer_calls
 from keras_compress.profile.storage import storage_bits
 from keras_compress.tables import Table
@@ -15,8 +16,9 @@ class SummaryRow:
     Attributes:
         name: Name of the layer.
         parameters: Number of weights.
-        kernel_bits: Bits of one weight of the kernel; `None` for a layer without one.
-        input_bits: Bits of one input to the kernel; `None` for a layer without one.
+        kernel_bits: Bits of one weight of the kernel, the widest of several; `None` for a layer
+            without one.
+        input_bits: Bits of one input to the kernel, likewise.
         nbytes: Bytes of all weights in their stored form.
         float_bytes: Bytes of all weights as float32.
         binary_macs: Multiply-accumulates of a sample of which both factors have one bit.
@@ -135,34 +137,60 @@ def summary(model, verbose=True):
     macs, order = {}, {}
     for call in layer_calls(model):
         order[id(call.layer)] = call.layer
-        macs[id(call.layer)] = macs.get(id(call.layer), 0) + call_macs(call)
-    rows = [_row(layer, macs[key]) for key, layer in order.items() if layer.weights]
+        for product, count in _products(call):
+            counts = macs.setdefault(id(call.layer), {})
+            counts[product] = counts.get(product, 0) + count
+    rows = [_row(layer, macs.get(key, {})) for key, layer in order.items() if layer.weights]
     result = Summary(rows)
     if verbose:
         print(result)
     return result
 
 
+def _products(call):
+    """The products in one call of a layer.
+
+    Returns:
+        List of `((kernel bits, input bits), multiply-accumulates)`.
+    """
+    layer, macs = call.layer, call_macs(call)
+    if not macs:
+        return []
+    if isinstance(layer, QuantSeparableConv2D):
+        depthwise = layer.depthwise.macs(call.input_shapes[0])
+        return [
+            (_factor_bits(layer.depthwise), depthwise),
+            (_factor_bits(layer.pointwise), macs - depthwise),
+        ]
+    return [(_factor_bits(layer), macs)]
+
+
+def _factor_bits(layer):
+    # Layers of quantize_aware() have no quantizers of their own: inputs arrive rounded.
+    aware = hasattr(layer, "weight_bits")
+    kernel_bits = layer.weight_bits if aware else dtype_bits(layer.variable_dtype)
+    input_bits = 8 if aware and not layer.weights_only else dtype_bits(layer.compute_dtype)
+    return (
+        _bits(layer, "kernel_quantizer", kernel_bits),
+        _bits(layer, "input_quantizer", input_bits),
+    )
+
+
 def _row(layer, macs):
     bits = storage_bits(layer) if not hasattr(layer, "storage_bits") else layer.storage_bits()
-    kernel_bits = input_bits = None
-    if macs:
-        # Layers of quantize_aware() have no quantizers of their own: inputs arrive rounded.
-        aware = hasattr(layer, "weight_bits")
-        kernel_bits = layer.weight_bits if aware else dtype_bits(layer.variable_dtype)
-        input_bits = 8 if aware and not layer.weights_only else dtype_bits(layer.compute_dtype)
-        kernel_bits = _bits(layer, "kernel_quantizer", kernel_bits)
-        input_bits = _bits(layer, "input_quantizer", input_bits)
-    widest = max(kernel_bits or 32, input_bits or 32)
-    kind = "binary_macs" if widest == 1 else "int8_macs" if widest <= 8 else "float_macs"
+    counts = {"binary_macs": 0, "int8_macs": 0, "float_macs": 0}
+    for factors, count in macs.items():
+        widest = max(factors)
+        kind = "binary_macs" if widest == 1 else "int8_macs" if widest <= 8 else "float_macs"
+        counts[kind] += count
     return SummaryRow(
         name=layer.name,
         parameters=layer.count_params(),
-        kernel_bits=kernel_bits,
-        input_bits=input_bits,
+        kernel_bits=max((kernel for kernel, _ in macs), default=None),
+        input_bits=max((inputs for _, inputs in macs), default=None),
         nbytes=-(-bits // 8),
         float_bytes=4 * layer.count_params(),
-        **{kind: macs},
+        **counts,
     )
 
 

@@ -6,10 +6,10 @@ import keras
 import numpy as np
 
 from keras_compress import matching, validation
+from keras_compress.call_graph import CallGraph
 from keras_compress.convert import check_graph
 from keras_compress.layers.fake_quant import FakeQuant
 from keras_compress.layers.fake_quant_kernel import FakeQuantKernel
-from keras_compress.call_graph import CallGraph
 from keras_compress.quantizers.quantizable import has_kernel, kernel_names
 from keras_compress.quantizers.rewriter import Rewriter
 from keras_compress.quantizers.rounding_plan import RoundingPlan

@@ -2,11 +2,11 @@
 
 import keras
 
+from keras_compress.call_graph import Value
 from keras_compress.layers.fake_quant import FakeQuant
 from keras_compress.layers.fake_quant_batch_normalization import FakeQuantBatchNormalization
 from keras_compress.layers.fake_quant_conv2d import FakeQuantConv2D
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
-from keras_compress.call_graph import Value
 from keras_compress.quantizers.quantizable import (
     FIXED,
     FUSED,

@@ -53,7 +53,7 @@ class Criterion:
             ValueError: if the model has no graph, `layers` matches nothing, or data that is needed
                 is missing, of the wrong shape or not finite.
         """
-        graph = model if isinstance(model, ChannelGraph) else ChannelGraph(model)
+        graph = self.open(model)
         samples = None
         if self.needs != "nothing":
             samples = Samples(graph.model, data, batch_size, self.needs == "labels", self)
@@ -63,6 +63,10 @@ class Criterion:
             part.name: self._normalized(finite(np.asarray(score), f"a score of {part.name}", self))
             for part, score in zip(parts, scores, strict=True)
         }
+
+    def open(self, model):
+        """What is looked at of a model: its `ChannelGraph`, if it is not one already."""
+        return model if isinstance(model, ChannelGraph) else ChannelGraph(model)
 
     def parts(self, graph, layers=None):
         """What is scored: the `Producer`s or `Consumer`s of the graph whose layers are chosen."""
@@ -102,10 +106,36 @@ class KernelCriterion(Criterion):
     """Base of criteria that need nothing but the kernel; a subclass writes `of_kernel`."""
 
     def score(self, graph, parts, samples, loss):
-        return [
-            self.of_kernel(_rows(keras.ops.convert_to_numpy(part.variable), part.place))
-            for part in parts
-        ]
+        return self._scores(graph, parts, np.ones(graph.count, bool))
+
+    def remaining(self, graph, layers=None):
+        """Scores that know what is gone already, for the greedy choice of `select`.
+
+        Args:
+            graph: `ChannelGraph` of the model.
+            layers: As of `__call__`.
+
+        Returns:
+            Function from a boolean array over the graph's channel numbers to scores: weights of
+            input channels that are not kept do not count.
+        """
+        parts = self.parts(graph, layers)
+
+        def scores(kept):
+            found = self._scores(graph, parts, kept)
+            return {p.name: self._normalized(s) for p, s in zip(parts, found, strict=True)}
+
+        return scores
+
+    def _scores(self, graph, parts, kept):
+        scores = []
+        for part in parts:
+            kernel = keras.ops.convert_to_numpy(part.variable)
+            for axis, channels in graph.positions(part.variable).items():
+                if axis != part.place:
+                    kernel = np.compress(kept[channels], kernel, axis)
+            scores.append(self.of_kernel(_rows(kernel, part.place)))
+        return scores
 
     def of_kernel(self, rows):
         """Scores from a kernel as an array `(channels, weights of each)`."""
@@ -127,7 +157,7 @@ class ActivationCriterion(Criterion):
         return [part for part in super().parts(graph, layers) if part.axis is not None]
 
     def score(self, graph, parts, samples, loss):
-        observer = Observer(graph.graph, [graph.activation(part) for part in parts])
+        observer = Observer(graph.graph, [self.value(graph, part) for part in parts])
         states = [None] * len(parts)
         if self.with_gradients:
             loss = sample_loss(graph.model, loss, self)
@@ -140,6 +170,10 @@ class ActivationCriterion(Criterion):
                 maps = [_maps(tensor, part.axis) for tensor in tensors]
                 states[index] = self.update(states[index], *maps, targets=targets)
         return [self.result(state) for state in states]
+
+    def value(self, graph, part):
+        """The `Value` of the graph that is looked at for a part."""
+        return graph.activation(part)
 
     def update(self, state, maps, gradients=None, targets=None):
         """Takes in a batch.

@@ -1,5 +1,7 @@
 """`Observer`: the tensors inside a model, and the loss's gradients to them, batch by batch."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -22,7 +24,7 @@ class Observer:
         self.graph = graph
         self.values = list(values)
         self._calls = _needed(graph, self.values)
-        self._forward = self._backward = None
+        self._forward = self._backward = self._scaled = None
 
     def activations(self, inputs):
         """The values' tensors for a batch.
@@ -34,8 +36,16 @@ class Observer:
             List of numpy arrays.
         """
         if self._forward is None:
-            self._forward = _compiled(lambda inputs: self._run(inputs, self._calls, self.values))
+            self._forward = _compiled(self.run)
         return [ops.convert_to_numpy(t) for t in self._forward(_tensors(inputs))]
+
+    def run(self, inputs):
+        """The values as tensors, not compiled: to be part of another function.
+
+        Args:
+            inputs: List of tensors, one for each input of the model.
+        """
+        return self._run(inputs, self._calls, self.values)
 
     def gradients(self, inputs, targets, loss):
         """The values' tensors and the gradients of the loss to them.
@@ -55,6 +65,35 @@ class Observer:
             [ops.convert_to_numpy(t) for t in tensors],
             [ops.convert_to_numpy(t) for t in gradients],
         )
+
+    def losses(self, inputs, targets, loss, factors):
+        """The loss of each sample when the values' tensors are multiplied by factors.
+
+        Args:
+            inputs: List of arrays, one for each input of the model.
+            targets: Array.
+            loss: As of `gradients`.
+            factors: List of arrays, one for each value, that broadcast to its tensor.
+
+        Returns:
+            Array.
+        """
+        if self._scaled is None:
+            (output,) = keras.tree.flatten(self.graph.outputs)
+            places = {value: index for index, value in enumerate(self.values)}
+
+            def scaled(inputs, targets, factors):
+                def replace(value, tensor):
+                    if value not in places:
+                        return tensor
+                    return tensor * ops.cast(factors[places[value]], tensor.dtype)
+
+                (outputs,) = self._run(inputs, self.graph.calls, [output], replace)
+                return loss(targets, outputs)
+
+            self._scaled = _compiled(scaled)
+        losses = self._scaled(_tensors(inputs), ops.convert_to_tensor(targets), _tensors(factors))
+        return ops.convert_to_numpy(losses)
 
     def _run(self, inputs, calls, wanted, replace=None):
         """Tensors of `wanted`; `replace(value, tensor)` may put another in a tensor's place."""
@@ -90,6 +129,9 @@ def sample_loss(model, loss=None, owner=None):
     loss = keras.losses.get(loss)
 
     def of_samples(targets, outputs):
+        if keras.backend.is_float_dtype(targets.dtype):
+            # As `fit` does.
+            targets = ops.cast(targets, outputs.dtype)
         # A Loss object averages over the batch; its call gives a value for each sample.
         values = (
             loss.call(targets, outputs)
@@ -120,7 +162,9 @@ def _compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(function, reduce_retracing=True)
+        # A partial has no code of its own: TensorFlow counts how often one code is traced, and would
+        # warn of the observers of several models.
+        return tf.function(functools.partial(function), reduce_retracing=True)
     if backend == "jax":
         import jax
 

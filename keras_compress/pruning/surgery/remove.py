@@ -6,7 +6,7 @@ import keras
 import numpy as np
 
 from keras_compress import validation
-from keras_compress.call_graph import is_graph, nodes
+from keras_compress.call_graph import Rebuilder
 from keras_compress.convert import new_like
 from keras_compress.pruning.surgery.channel_graph import FIXED, ChannelGraph
 from keras_compress.pruning.surgery.channel_rules import registered_sizes
@@ -94,80 +94,21 @@ def cut(graph, kept):
     return _Cutter(graph, kept).run()
 
 
-class _Cutter:
+class _Cutter(Rebuilder):
     def __init__(self, graph, kept):
+        super().__init__(graph.model)
         self.graph = graph
         self.kept = kept
-        self._made, self._values = {}, []
 
-    def run(self):
-        source = self.graph.model
-        inputs = [
-            keras.Input(batch_shape=tensor.shape, dtype=tensor.dtype, name=_input_name(tensor))
-            for tensor in source.inputs
-        ]
-        model = self._model(source, inputs)
-        for layer, arrays in self._values:
-            for variable, array in zip(layer.variables, arrays, strict=True):
-                variable.assign(array)
-        if source.compiled:
-            model.compile_from_config(source.get_compile_config())
-        return model
-
-    def _model(self, source, inputs):
-        """A new model, top or nested, on new inputs."""
-        if isinstance(source, keras.Sequential):
-            model = keras.Sequential(name=source.name, trainable=source.trainable)
-            model.add(inputs[0])
-            taken = inputs
-            for layer in source.layers:
-                model.add(self._nested(layer, taken) or self._operation(layer))
-                taken = model.outputs
-            return model
-        tensors = {id(old): new for old, new in zip(source.inputs, inputs, strict=True)}
-
-        def known(leaf):
-            return tensors.get(id(leaf), leaf)
-
-        for operation, node in nodes(source):
-            args, kwargs = keras.tree.map_structure(
-                known, (tuple(node.arguments.args), dict(node.arguments.kwargs))
-            )
-            taken = [tensors[id(tensor)] for tensor in node.input_tensors]
-            new = self._nested(operation, taken) or self._operation(operation)
-            outputs = keras.tree.flatten(new(*args, **kwargs))
-            tensors.update(zip(map(id, node.output_tensors), outputs, strict=True))
-        structure = keras.tree.pack_sequence_as(source.input, inputs)
-        outputs = keras.tree.map_structure(known, source.output)
-        return type(source)(structure, outputs, name=source.name, trainable=source.trainable)
-
-    def _nested(self, source, outer):
-        """The new form of a nested model, made at its first call; `None` for other operations."""
-        if not is_graph(source):
-            return None
-        if id(source) not in self._made:
-            inputs = [
-                keras.Input(batch_shape=new.shape, dtype=old.dtype, name=_input_name(old))
-                for old, new in zip(source.inputs, outer, strict=True)
-            ]
-            self._made[id(source)] = self._model(source, inputs)
-        return self._made[id(source)]
-
-    def _operation(self, operation):
-        if id(operation) in self._made:
-            return self._made[id(operation)]
+    def remake(self, operation):
         if not isinstance(operation, keras.layers.Layer):
-            new = self._reshaped(operation)
-        else:
-            arrays = [self._sliced(variable) for variable in operation.variables]
-            shapes = {
-                id(variable): array.shape
-                for variable, array in zip(operation.variables, arrays, strict=True)
-            }
-            new = new_like(operation, self._config(operation, shapes))
-            self._values.append((new, arrays))
-        self._made[id(operation)] = new
-        return new
+            return self._reshaped(operation), ()
+        arrays = [self._sliced(variable) for variable in operation.variables]
+        shapes = {
+            id(variable): array.shape
+            for variable, array in zip(operation.variables, arrays, strict=True)
+        }
+        return new_like(operation, self._config(operation, shapes)), arrays
 
     def _sliced(self, variable):
         array = keras.ops.convert_to_numpy(variable)
@@ -195,10 +136,6 @@ class _Cutter:
             size if ids is None or size == -1 else int(self.kept[ids].sum())
             for size, ids in zip(target, axes, strict=True)
         )
-
-
-def _input_name(tensor):
-    return tensor._keras_history.operation.name
 
 
 @functools.singledispatch

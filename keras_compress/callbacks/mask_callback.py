@@ -1,0 +1,57 @@
+"""`MaskCallback`: base of callbacks that hold weights under masks."""
+
+import contextlib
+
+import keras
+import numpy as np
+
+
+class MaskCallback(keras.callbacks.Callback):
+    """Logs the share of zeros in the pruned weights, as `sparsity`, at the end of each epoch.
+
+    A subclass fills `pruned` in `set_model`.
+
+    Attributes:
+        pruned: List of pairs of a `PrunableKernel` and its `PruningMask`.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.pruned = []
+
+    def scope(self):
+        """Where variables of the model can be made and assigned."""
+        strategy = getattr(self.model, "distribute_strategy", None)
+        return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+    def on_epoch_end(self, epoch, logs=None):
+        if keras.backend.backend() == "jax":
+            self.model.jax_state_sync()
+        if logs is not None:
+            logs["sparsity"] = self.sparsity
+
+    def apply_masks(self):
+        """Zeroes what the masks prune; needed after a change of masks, and at the end of `fit`.
+
+        There an optimizer with a moving average of weights has just written that over them.
+        """
+        with self.scope():
+            for kernel, mask in self.pruned:
+                # Not by a product, which leaves negative zeros.
+                kernel.variable.assign(np.where(to_numpy(mask.mask), to_numpy(kernel.variable), 0))
+
+    @property
+    def layer_sparsity(self):
+        """Dict from the name of each pruned weight to the share of it that is masked."""
+        return {kernel.name: 1 - float(to_numpy(mask.mask).mean()) for kernel, mask in self.pruned}
+
+    @property
+    def sparsity(self):
+        """Share of all pruned weights that is masked."""
+        masks = [to_numpy(mask.mask) for _, mask in self.pruned]
+        return 1 - int(sum(mask.sum() for mask in masks)) / sum(mask.size for mask in masks)
+
+
+def to_numpy(variable):
+    """The value of a variable."""
+    return keras.ops.convert_to_numpy(variable)
