@@ -146,14 +146,16 @@ def nodes(model):
 class Rebuilder:
     """Makes a model anew, call by call: same class, nesting and names, and the weights' values.
 
-    Subclasses say in `remake` what takes a layer's place, and in `call` what a call becomes.
+    Subclasses may say in `remake` what takes a layer's place, and in `call` what a call becomes.
 
     Args:
         model: A built Sequential or functional model. It is not changed.
+        changes: Dict from the id of a layer or operation to what `remake` is to give for it.
     """
 
-    def __init__(self, model):
+    def __init__(self, model, changes=None):
         self.model = model
+        self._changes = changes or {}
         self._made, self._values = {}, []
 
     def run(self):
@@ -235,7 +237,7 @@ class Rebuilder:
 
     def _operation(self, operation):
         if id(operation) not in self._made:
-            new, arrays = self.remake(operation)
+            new, arrays = self._changes.get(id(operation)) or self.remake(operation)
             self._made[id(operation)] = new
             if len(arrays):
                 self._values.append((new, arrays))

@@ -150,10 +150,11 @@ class ChannelPruning(ScheduledMasks):
                 for channels in self._graph.positions(variable).values():
                     held[channels[channels != FIXED]] = True
         result = {}
-        for part in (*graph.consumers, *graph.producers):
-            values = scores.get(part.name)
-            if np.shape(values) == part.channels.shape and not held[part.channels].any():
-                result[part.name] = np.where(self._kept[part.channels], values, -np.inf)
+        read = self.criterion.granularity == "channel"
+        for part in graph.consumers if read else graph.producers:
+            if part.name in scores and not held[part.channels].any():
+                gone = ~self._kept[part.channels]
+                result[part.name] = np.where(gone, -np.inf, scores[part.name])
         return result
 
     def finalize(self, model=None):

@@ -5,10 +5,9 @@ import numpy as np
 from keras_compress import validation
 from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy
 from keras_compress.callbacks.surgery_mask import MaskUpdates, SurgeryMask, carry_surgery
-from keras_compress.pruning.prunable import trained_model
+from keras_compress.pruning.prunable import kernels_of, trained_model
 from keras_compress.pruning.pruning_mask import PruningMask
 from keras_compress.pruning.strip import strip
-from keras_compress.sharing.mixture_quantization import kernels_of
 
 
 class DynamicNetworkSurgery(MaskCallback):

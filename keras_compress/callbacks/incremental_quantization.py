@@ -6,9 +6,9 @@ import warnings
 import keras
 import numpy as np
 
-from keras_compress import matching, validation
+from keras_compress import validation
 from keras_compress.callbacks.frozen_weights import FrozenWeights
-from keras_compress.pruning.prunable import all_layers, prunable_kernels, unbuilt_layers
+from keras_compress.pruning.prunable import kernels_of, unbuilt_layers
 from keras_compress.pruning.pruning_mask import carry_masks
 from keras_compress.quantizers import PowerOfTwo
 from keras_compress.quantizers import get as get_quantizer
@@ -101,33 +101,13 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"IncrementalQuantization: model '{model.name}' has layers without weights "
                 f"({', '.join(unbuilt) or 'all'}); call the model on a batch before fit()."
             )
-        self._kernels = self._choose(model)
+        self._kernels = kernels_of(model, self.layers, "IncrementalQuantization")
         with self._scope():
             self._constraints = [_install(kernel) for kernel in self._kernels]
         # A step compiled earlier has the old constraints in it.
         model.train_function = None
         carry_masks(model)
         self._warned = False
-
-    def _choose(self, model):
-        kernels = prunable_kernels(model)
-        if self.layers is None:
-            chosen = [k for k in kernels if k.layer.trainable and k.attribute != "embeddings"]
-        else:
-            for key in self.layers:
-                matching.resolve([key], all_layers(model))
-                if not any(kernel.matches(key) for kernel in kernels):
-                    raise ValueError(
-                        f"IncrementalQuantization: {matching.describe(key)} matches no layer with "
-                        f"a kernel. Layers with one: {', '.join(k.name for k in kernels)}."
-                    )
-            chosen = [k for k in kernels if any(k.matches(key) for key in self.layers)]
-        if not chosen:
-            raise ValueError(
-                f"IncrementalQuantization: model '{model.name}' has no layer to quantise: none of "
-                "its layers is trainable, has a kernel and is chosen by `layers`."
-            )
-        return chosen
 
     def _scope(self):
         strategy = getattr(self.model, "distribute_strategy", None)

@@ -7,9 +7,8 @@ import numpy as np
 from keras_compress import validation
 from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy
 from keras_compress.pruning.masks import magnitude_mask
-from keras_compress.pruning.prunable import trained_model
+from keras_compress.pruning.prunable import kernels_of, trained_model
 from keras_compress.pruning.pruning_mask import carry_masks
-from keras_compress.sharing.mixture_quantization import kernels_of
 
 
 class IterativeHardThresholding(MaskCallback):

@@ -6,9 +6,8 @@ from keras import ops
 from keras_compress import validation
 from keras_compress.callbacks.guests import lend, take_back
 from keras_compress.optimizers.wrapper import OptimizerWrapper
-from keras_compress.pruning.prunable import prunable_kernels
+from keras_compress.pruning.prunable import kernels_of, prunable_kernels
 from keras_compress.regularizers import SoftWeightSharing as Prior
-from keras_compress.sharing.mixture_quantization import kernels_of
 
 # Attribute of a layer that holds the prior while it trains.
 _ATTRIBUTE = "soft_weight_sharing"

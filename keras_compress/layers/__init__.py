@@ -3,6 +3,7 @@
 from keras_compress.layers.base import CompressedLayer
 from keras_compress.layers.binary_conv2d import BinaryConv2D
 from keras_compress.layers.binary_dense import BinaryDense
+from keras_compress.layers.block_sparse_dense import BlockSparseDense
 from keras_compress.layers.circulant_dense import CirculantDense
 from keras_compress.layers.codebook_conv2d import CodebookConv2D
 from keras_compress.layers.codebook_dense import CodebookDense
@@ -17,6 +18,8 @@ from keras_compress.layers.fake_quant_dense import FakeQuantDense
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
 from keras_compress.layers.hashed_dense import HashedDense
 from keras_compress.layers.lazy_dense import LazyDense
+from keras_compress.layers.maxout_conv2d import MaxoutConv2D
+from keras_compress.layers.maxout_dense import MaxoutDense
 from keras_compress.layers.quant_conv2d import QuantConv2D
 from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
@@ -29,6 +32,7 @@ FactorizedConv = FactorizedConv2D
 __all__ = [
     "BinaryConv2D",
     "BinaryDense",
+    "BlockSparseDense",
     "CirculantDense",
     "CodebookConv2D",
     "CodebookDense",
@@ -45,6 +49,8 @@ __all__ = [
     "FakeQuantDepthwiseConv2D",
     "HashedDense",
     "LazyDense",
+    "MaxoutConv2D",
+    "MaxoutDense",
     "QuantConv2D",
     "QuantDense",
     "QuantDepthwiseConv2D",

@@ -39,9 +39,9 @@ class CompressedConvolution(CompressedLayer):
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.kernel_size = _pair("kernel_size", kernel_size, self)
-        self.strides = _pair("strides", strides, self)
-        self.dilation_rate = _pair("dilation_rate", dilation_rate, self)
+        self.kernel_size = pair("kernel_size", kernel_size, self)
+        self.strides = pair("strides", strides, self)
+        self.dilation_rate = pair("dilation_rate", dilation_rate, self)
         self.padding = validation.one_of(
             "padding",
             padding.lower() if isinstance(padding, str) else padding,
@@ -146,7 +146,8 @@ def conv_output_length(length, kernel, stride, padding, dilation=1):
     return max(0, (length - dilation * (kernel - 1) - 1) // stride + 1)
 
 
-def _pair(name, value, owner):
+def pair(name, value, owner):
+    """Returns an integer or a pair of integers as a pair, each >= 1."""
     values = validation.positive_ints(
         name, value if hasattr(value, "__iter__") else (value,), owner
     )

@@ -104,12 +104,7 @@ class FakeQuantKernel:
 
     def _affine(self):
         """`(scale, offset)` of each channel: what the batch normalisation does to the product."""
-        norm = self.batch_norm
-        deviation = ops.sqrt(ops.add(ops.cast(norm.moving_variance, "float32"), norm.epsilon))
-        scale = ops.divide(_value(norm.gamma, 1.0), deviation)
-        mean = ops.cast(norm.moving_mean, "float32")
-        centre = ops.subtract(_value(self.bias, 0.0), mean)
-        return scale, ops.add(_value(norm.beta, 0.0), ops.multiply(centre, scale))
+        return batch_norm_affine(self.batch_norm, self.bias)
 
     def _with_batch_statistics(self, products, scale, offset):
         norm = self.batch_norm
@@ -264,7 +259,7 @@ class FakeQuantKernel:
         """
         for what in ("regularizer", "constraint"):
             name = f"{cls._prefix}_{what}"
-            options.setdefault(name, getattr(layer, name, None))
+            options.setdefault(name, _own(getattr(layer, name, None)))
         new = super().from_layer(layer, batch_norm=batch_norm, **options)
         if batch_norm is not None:
             own = new.batch_norm
@@ -281,6 +276,23 @@ class FakeQuantKernel:
             "batch_norm": None if norm is None else norm.get_config(),
             "weights_only": self.weights_only,
         }
+
+
+def batch_norm_affine(batch_norm, bias=None):
+    """`(scale, offset)` of each channel: what a batch normalisation makes of a product and its bias.
+
+    In inference, it gives `product * scale + offset`.
+
+    Args:
+        batch_norm: A built `keras.layers.BatchNormalization`.
+        bias: The bias before it, not yet in the product; `None` for none.
+    """
+    deviation = ops.sqrt(
+        ops.add(ops.cast(batch_norm.moving_variance, "float32"), batch_norm.epsilon)
+    )
+    scale = ops.divide(_value(batch_norm.gamma, 1.0), deviation)
+    centre = ops.subtract(_value(bias, 0.0), ops.cast(batch_norm.moving_mean, "float32"))
+    return scale, ops.add(_value(batch_norm.beta, 0.0), ops.multiply(centre, scale))
 
 
 def _fresh(batch_norm):
@@ -300,3 +312,14 @@ def _fresh(batch_norm):
 
 def _value(variable, otherwise):
     return otherwise if variable is None else ops.cast(variable, "float32")
+
+
+def _own(constraint):
+    """A constraint for another layer: one that has state (a pruning mask) is copied."""
+    if not isinstance(constraint, keras.layers.Layer):
+        return constraint
+    state = {}
+    constraint.save_own_variables(state)
+    copy = type(constraint).from_config(constraint.get_config())
+    copy.load_own_variables(state)
+    return copy

@@ -92,11 +92,16 @@ def call_macs(call):
     except TypeError as error:
         if None not in (d for s in (*call.input_shapes, call.output_shape) for d in s[1:]):
             raise
-        raise ValueError(
-            f"Layer '{call.layer.name}' has an open shape ({call.input_shapes[0]} -> "
-            f"{call.output_shape}): its multiply-accumulates depend on it. Build the model with "
-            "a keras.Input of a fixed shape."
-        ) from error
+        raise open_shape(call) from error
+
+
+def open_shape(call):
+    """The `ValueError` for a `LayerCall` whose cost depends on a size that is open."""
+    return ValueError(
+        f"Layer '{call.layer.name}' has an open shape ({call.input_shapes[0]} -> "
+        f"{call.output_shape}): what it costs depends on it. Build the model with a keras.Input of "
+        "a fixed shape."
+    )
 
 
 @functools.singledispatch

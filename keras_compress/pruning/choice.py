@@ -21,7 +21,11 @@ class Budget:
         macs: Share of the multiply-accumulates, in (0, 1].
         bytes: Share of the bytes of the weights (float32).
         energy: Share of the energy of `kc.profile.energy`.
-        latency: Share of the latency on LiteRT, from a table that is measured layer by layer.
+        latency: Share of the latency on LiteRT, from a table that is measured layer by layer. Counted
+            are the layers of the table: not those of other kinds, which pruning leaves as they are
+            or which follow the layers around them.
+        latency_table: With `latency`: a `kc.profile.LatencyTable` of the model, made before (or on
+            another machine); by default one is measured here.
 
     Example:
 
@@ -34,6 +38,7 @@ class Budget:
     bytes: float | None = None
     energy: float | None = None
     latency: float | None = None
+    latency_table: object = None
 
     def __post_init__(self):
         given = self._given()
@@ -43,9 +48,12 @@ class Budget:
                 f"{', '.join(f'{k}={v!r}' for k, v in given.items()) or 'none'}."
             )
         validation.number(self.what, self.share, 0, 1, low_open=True, owner="Budget")
+        if self.latency_table is not None and self.latency is None:
+            raise ValueError(f"Budget: `latency_table` goes with latency=, not with {self.what}=.")
 
     def _given(self):
-        return {name: v for name, v in vars(self).items() if v is not None}
+        names = ("macs", "bytes", "energy", "latency")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
     @property
     def what(self):
@@ -73,10 +81,11 @@ def select(
     Args:
         graph: `ChannelGraph` of the model.
         scores: Dict from the name of a layer to the scores of the channels that it makes or reads,
-            as a criterion gives them. Groups of channels that no score covers are kept. For the
-            greedy choice of Li et al. (layer by layer, each by scores that know what is gone
-            before it; `scope="layer"` and a share) a function from which channels stay to such a
-            dict: `L1Filter().remaining(graph)`.
+            as a criterion gives them (in a plain dict, where a layer reads as many channels as it
+            makes, they are of those it makes). Groups of channels that no score covers are kept.
+            For the greedy choice of Li et al. (layer by layer, each by scores that know what is
+            gone before it; `scope="layer"` and a share) a function from which channels stay to
+            such a dict: `L1Filter().remaining(graph)`.
         target: Share of the candidates to remove, in [0, 1), the number of them (an integer), or a
             `Budget`.
         scope: `"global"`: one order for all layers, so that some lose more than others; make their
@@ -126,7 +135,7 @@ def _greedy(graph, scores, target, scope, options):
 
 
 def _to_budget(graph, candidates, order, budget):
-    cost = cost_of(budget.what, graph)
+    cost = cost_of(budget.what, graph, budget.latency_table)
     whole = cost(np.ones(graph.count, bool))
     low, high = 0, len(order)
     least = cost(candidates.kept(order, high))
@@ -152,8 +161,10 @@ class _Candidates:
         self.graph = graph
         self.round_to = validation.positive_int("round_to", round_to, "select")
         totals, counts = np.zeros(graph.count), np.zeros(graph.count)
-        parts = {part.name: part for part in (*graph.consumers, *graph.producers)}
         readers = {part.name: part for part in graph.consumers}
+        parts = readers | {part.name: part for part in graph.producers}
+        if getattr(scores, "granularity", None) == "channel":
+            parts = readers
         for name, values in scores.items():
             if name not in parts:
                 raise ValueError(

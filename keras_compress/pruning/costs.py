@@ -6,17 +6,20 @@ import keras
 import numpy as np
 
 
-def cost_of(what, graph):
+def cost_of(what, graph, latency_table=None):
     """A function from which channels stay to a cost.
 
     Args:
         what: `"macs"`, `"bytes"`, `"energy"` or `"latency"`.
         graph: `ChannelGraph` of the model.
+        latency_table: For `"latency"`: a `kc.profile.LatencyTable`; `None` to measure one.
 
     Returns:
         Function `kept -> float`, where `kept` is a boolean array over the channel numbers.
     """
-    return {"macs": macs_cost, "bytes": bytes_cost}[what](graph)
+    if what == "latency":
+        return latency_cost(graph, latency_table)
+    return {"macs": macs_cost, "bytes": bytes_cost, "energy": energy_cost}[what](graph)
 
 
 def bytes_cost(graph):
@@ -29,6 +32,83 @@ def macs_cost(graph):
     """Multiply-accumulates, equal to `kc.profile.macs` of the pruned model."""
     terms = [term for call in graph.graph.calls for term in call_terms(graph, call)]
     return lambda kept: sum(count * size(kept) / size.whole for count, size in terms)
+
+
+def energy_cost(graph):
+    """Energy, equal to the total of `kc.profile.energy` of the pruned model."""
+    # Above this floor.
+    from keras_compress.profile.energy import get_hierarchy
+    from keras_compress.profile.workload import workloads
+
+    hierarchy = get_hierarchy("eyeriss")
+    calls = _layer_calls(graph)
+    weights = _KeptWeights(graph)
+
+    def cost(kept):
+        weights.kept = kept
+        return sum(hierarchy.energy(one) for call in calls for one in workloads(call, weights))
+
+    return cost
+
+
+def latency_cost(graph, table=None):
+    """Seconds on LiteRT: the sum over the layers of a `kc.profile.LatencyTable`.
+
+    Args:
+        graph: The `ChannelGraph`.
+        table: The table; `None` to measure one.
+    """
+    # Above this floor.
+    from keras_compress.profile.latency_table import channel_ends, latency_table
+
+    table = latency_table(graph.model) if table is None else table
+    terms = []
+    for call in graph.graph.calls:
+        ends = channel_ends(call.operation)
+        if ends is not None:
+            sizes = [
+                _Size(graph, end[0], axes=(end[1],)) if end else (lambda kept: 1) for end in ends
+            ]
+            terms.append(("/".join(call.path), *sizes))
+    return lambda kept: sum(table.seconds(n, ins(kept), outs(kept)) for n, ins, outs in terms)
+
+
+def _layer_calls(graph):
+    from keras_compress.profile.macs import LayerCall
+
+    return [
+        LayerCall(call.operation, tuple(v.shape for v in call.inputs), call.output.shape)
+        for call in graph.graph.calls
+        if isinstance(call.operation, keras.layers.Layer) and call.operation.weights
+    ]
+
+
+class _KeptWeights:
+    """Sizes of variables without the channels that are not `kept`, for `workloads`."""
+
+    def __init__(self, graph):
+        self._graph = graph
+        self._zeros = {}
+        self.kept = None
+
+    def shape(self, variable):
+        positions = self._graph.positions(variable)
+        return tuple(
+            int(np.count_nonzero(self.kept[positions[axis]])) if axis in positions else size
+            for axis, size in enumerate(variable.shape)
+        )
+
+    def nonzeros(self, variable):
+        if id(variable) not in self._zeros:
+            array = keras.ops.convert_to_numpy(variable) == 0
+            self._zeros[id(variable)] = array if array.any() else None
+        zeros = self._zeros[id(variable)]
+        size = math.prod(self.shape(variable))
+        if zeros is None:
+            return size
+        for axis, channels in self._graph.positions(variable).items():
+            zeros = np.compress(self.kept[channels], zeros, axis)
+        return size - int(np.count_nonzero(zeros))
 
 
 def call_terms(graph, call):

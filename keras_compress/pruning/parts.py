@@ -1,12 +1,15 @@
-"""The layer that a function is to prune, and how many of its channels stay."""
+"""The layer that a function is to prune, who reads it, and how many of its channels stay."""
 
 import math
 import numbers
 
+import keras
 import numpy as np
 
 from keras_compress import validation
 from keras_compress.pruning.surgery import FIXED
+
+_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 def free_producer(graph, name, owner):
@@ -30,6 +33,37 @@ def free_producer(graph, name, owner):
             "that is kept whole reads them) or are tied to one another. Choose another layer."
         )
     return producers[name]
+
+
+def readers_of(graph, channels):
+    """The `Consumer`s of a `ChannelGraph` that read some channels."""
+    return [reader for reader in graph.consumers if np.isin(channels, reader.channels).any()]
+
+
+def stand_in_fault(reader, channels):
+    """Why weights of a `Consumer` cannot move from one channel to another; `None` if they can.
+
+    Args:
+        reader: The `Consumer`.
+        channels: Numbers of the channels.
+    """
+    if isinstance(reader.layer, _SEPARABLE):
+        return (
+            f"'{reader.name}' ({type(reader.layer).__name__}) filters each channel before it sums "
+            "over them, so that no channel can stand in for another"
+        )
+    if len({np.count_nonzero(reader.channels == channel) for channel in channels}) > 1:
+        return (
+            f"'{reader.name}' does not read every channel equally often, so that no channel can "
+            "stand in for another"
+        )
+    return None
+
+
+def places_of(reader, channels):
+    """Places of channels among the inputs of a `Consumer`: `(channels, places of each)`."""
+    # Several where Flatten spread them.
+    return np.stack([np.flatnonzero(reader.channels == channel) for channel in channels])
 
 
 def number_to_keep(keep, count, owner):

@@ -136,6 +136,38 @@ def maskable_weights(layer):
     return list(found.values())
 
 
+def kernels_of(model, keys, owner):
+    """The `PrunableKernel`s of a model's trainable layers that keys choose.
+
+    Args:
+        model: A built model.
+        keys: Keys of layers, or `None` for all but embeddings.
+        owner: Name of the function that errors speak for.
+
+    Returns:
+        List of `PrunableKernel`, not empty.
+    """
+    kernels = [kernel for kernel in prunable_kernels(model) if kernel.layer.trainable]
+    if keys is None:
+        chosen = [kernel for kernel in kernels if kernel.attribute != "embeddings"]
+    else:
+        keys = [keys] if isinstance(keys, (str, type)) or callable(keys) else list(keys)
+        for key in keys:
+            matching.resolve([key], all_layers(model))
+            if not any(kernel.matches(key) for kernel in kernels):
+                raise ValueError(
+                    f"{owner}: {matching.describe(key)} matches no trainable layer with a kernel. "
+                    f"Layers with one: {', '.join(kernel.name for kernel in kernels)}."
+                )
+        chosen = [kernel for kernel in kernels if any(kernel.matches(key) for key in keys)]
+    if not chosen:
+        raise ValueError(
+            f"{owner}: model '{model.name}' has no trainable layer with a kernel; train it, or "
+            "call it on a batch, first."
+        )
+    return chosen
+
+
 def all_layers(model):
     """Every layer in a model, however deep, each once."""
     found = {}

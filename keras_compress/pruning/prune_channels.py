@@ -1,10 +1,12 @@
 """`prune_channels`: score, choose, cut, in one call."""
 
+from keras_compress import validation
 from keras_compress.convert import check_graph
 from keras_compress.pruning import criteria
 from keras_compress.pruning.choice import select
 from keras_compress.pruning.prunable import all_layers
 from keras_compress.pruning.pruning_mask import PruningMask
+from keras_compress.pruning.reconstruct import METHODS, refit
 from keras_compress.pruning.surgery import ChannelGraph, cut
 
 
@@ -21,6 +23,7 @@ def prune_channels(
     through_normalization=False,
     greedy=False,
     loss=None,
+    reconstruct=None,
     batch_size=64,
 ):
     """Removes channels of a model for good: what comes back is a smaller ordinary Keras model.
@@ -35,7 +38,8 @@ def prune_channels(
         criterion: An object of `kc.pruning.criteria`, or its name (`"l1"`, `"taylor"`).
         target: Share of the channels to remove, in [0, 1), or a `kc.pruning.Budget`, such as
             `Budget(macs=0.5)`: half of the multiply-accumulates stay.
-        data: Where the criterion needs it: an array, `(x, y)` or an iterable of batches.
+        data: Where the criterion or `reconstruct` needs it: an array, `(x, y)` or an iterable of
+            batches.
         layers: Names, globs, classes, layers or predicates: only channels that these layers make
             are scored; `None` for all. The model's outputs are never touched.
         scope: See `select`.
@@ -46,6 +50,8 @@ def prune_channels(
             scores of the next layers (see `select`); for criteria of the kernel alone, such as
             `"l1"`, with `scope="layer"`.
         loss: For criteria that look at gradients; `None` for the compiled loss.
+        reconstruct: `"least_squares"` or `"scale"`: refits the layers that read fewer channels to
+            the outputs that they had, on `data` (see `kc.pruning.reconstruct`); `None` for not.
         batch_size: Rows of `data` at a time.
 
     Returns:
@@ -66,6 +72,7 @@ def prune_channels(
     """
     check_graph(model, "prune_channels")
     refuse_masked(model, "prune_channels")
+    validation.one_of("reconstruct", reconstruct, (None, *METHODS), "prune_channels")
     criterion = criteria.get(criterion)
     if criterion.granularity == "weight":
         raise ValueError(
@@ -78,7 +85,10 @@ def prune_channels(
     else:
         scores = criterion(graph, layers, data, loss, batch_size)
     kept = select(graph, scores, target, scope, min_keep, round_to, through_normalization)
-    return cut(graph, kept)
+    small = cut(graph, kept)
+    if reconstruct is None:
+        return small
+    return refit(small, graph, kept, data, None, reconstruct, batch_size=batch_size)
 
 
 def _greedy_scores(criterion, graph, layers):

@@ -136,7 +136,7 @@ class _Choice:
         elif self.keep_weak is not None:
             rng = np.random.default_rng(self.seed)
             chosen = [
-                _with_weak(score, self.sparsity, self.keep_weak, rng, kernel.name)
+                _with_weak(score, self.sparsity, self.keep_weak, rng, kernel)
                 for kernel, score in zip(kernels, scores, strict=True)
             ]
         else:
@@ -156,7 +156,7 @@ class _Choice:
         sizes = np.concatenate([sizes.ravel() for _, sizes, _ in pooled])
         values = np.concatenate([_with_a_best(groups).ravel() for groups, _, _ in pooled])
         order = np.argsort(values, kind="stable")
-        # As many groups as come nearest to the share of the weights, the best of each kernel not.
+        # As many groups as fit in the share of the weights; the best of each kernel is last.
         lost = np.cumsum(sizes[order])
         drop = int(np.searchsorted(lost, self.sparsity * sizes.sum() + 0.5, side="right"))
         keep = np.ones(len(values), bool)
@@ -181,25 +181,25 @@ def _with_a_best(groups):
     return groups
 
 
-def _with_weak(scores, sparsity, keep_weak, rng, name):
+def _with_weak(scores, sparsity, keep_weak, rng, kernel):
     """Mask of so many weights, a share of them drawn from the lower half of the scores."""
     flat = scores.ravel()
     # What is pruned already is in neither half.
-    order = np.argsort(flat, kind="stable")[np.count_nonzero(flat < 0) :]
+    order = np.argsort(flat, kind="stable")[np.count_nonzero(kernel.masked) :]
     lower, upper = np.split(order, [len(order) // 2])
     kept = flat.size - masks.drop_count(flat.size, sparsity)
     weak = int(np.floor(keep_weak * kept + 0.5))
     if kept > len(order):
         raise ValueError(
-            f"prune_weights: {1 - len(order) / flat.size:.4f} of '{name}' is pruned already; got "
-            f"sparsity={sparsity:g}, which is less."
+            f"prune_weights: {1 - len(order) / flat.size:.4f} of '{kernel.name}' is pruned already; "
+            f"got sparsity={sparsity:g}, which is less."
         )
     if weak > len(lower) or kept - weak > len(upper):
         least, most = max(0, kept - len(upper)) / kept, min(len(lower), kept) / kept
         raise ValueError(
             f"prune_weights: at sparsity={sparsity:g}, {kept} of the {len(order)} weights of "
-            f"'{name}' stay, of which {least:.3f} to {most:.3f} can be of the lower half; got "
-            f"keep_weak={keep_weak:g}."
+            f"'{kernel.name}' stay, of which {least:.3f} to {most:.3f} can be of the lower half; "
+            f"got keep_weak={keep_weak:g}."
         )
     mask = np.zeros(flat.size, bool)
     mask[rng.choice(lower, weak, replace=False)] = True

@@ -7,12 +7,16 @@ from keras_compress.convert import check_graph, rebuild
 from keras_compress.pruning.criteria import ActivationVariance
 from keras_compress.pruning.criteria.observer import Observer
 from keras_compress.pruning.masks import keep_largest
-from keras_compress.pruning.parts import free_producer, number_to_keep
+from keras_compress.pruning.parts import (
+    free_producer,
+    number_to_keep,
+    places_of,
+    readers_of,
+    stand_in_fault,
+)
 from keras_compress.pruning.prune_channels import refuse_masked
 from keras_compress.pruning.surgery import ChannelGraph, cut
 from keras_compress.samples import Samples
-
-_SEPARABLE = (keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 
 
 def reduce_and_reuse(model, layer, keep, data, *, batch_size=64):
@@ -67,7 +71,7 @@ def reduce_and_reuse(model, layer, keep, data, *, batch_size=64):
     number = number_to_keep(keep, len(scores), "reduce_and_reuse")
     stays = keep_largest(scores, len(scores) - number)
     kept, dropped = (producer.channels[mask] for mask in (stays, ~stays))
-    readers = [c for c in graph.consumers if np.isin(dropped, c.channels).any()]
+    readers = readers_of(graph, dropped)
     _check_readers(readers, producer.channels)
     observer = Observer(graph.graph, [reader.value for reader in readers])
     reuses = [_Reuse(reader, kept, dropped) for reader in readers]
@@ -83,17 +87,9 @@ def reduce_and_reuse(model, layer, keep, data, *, batch_size=64):
 
 def _check_readers(readers, channels):
     for reader in readers:
-        if isinstance(reader.layer, _SEPARABLE):
-            raise ValueError(
-                f"reduce_and_reuse: '{reader.name}' ({type(reader.layer).__name__}) filters each "
-                "channel before it sums over them, so that no channel can stand in for another. "
-                "Use prune_channels there."
-            )
-        if len({np.count_nonzero(reader.channels == channel) for channel in channels}) > 1:
-            raise ValueError(
-                f"reduce_and_reuse: '{reader.name}' does not read every channel equally often, so "
-                "that no channel can stand in for another. Use prune_channels there."
-            )
+        fault = stand_in_fault(reader, channels)
+        if fault:
+            raise ValueError(f"reduce_and_reuse: {fault}. Use prune_channels there.")
 
 
 class _Reuse:
@@ -107,11 +103,7 @@ class _Reuse:
 
     def __init__(self, reader, kept, dropped):
         self._reader = reader
-        # Places of each channel among the inputs: several where Flatten spread it.
-        self._kept, self._dropped = (
-            np.stack([np.flatnonzero(reader.channels == channel) for channel in channels])
-            for channels in (kept, dropped)
-        )
+        self._kept, self._dropped = places_of(reader, kept), places_of(reader, dropped)
         self._products = 0.0
 
     def update(self, tensor):

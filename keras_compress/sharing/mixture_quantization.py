@@ -2,9 +2,9 @@
 
 from keras import ops
 
-from keras_compress import matching, validation
+from keras_compress import validation
 from keras_compress.convert import check_graph, rebuild
-from keras_compress.pruning.prunable import all_layers, prunable_kernels
+from keras_compress.pruning.prunable import kernels_of, prunable_kernels
 
 
 def quantize_mixture(model, prior, layers=None, merge_below=0.1):
@@ -53,35 +53,3 @@ def quantize_mixture(model, prior, layers=None, merge_below=0.1):
         if id(kernel.variable) in chosen:
             copy.variable.assign(mixture.quantize(ops.convert_to_numpy(kernel.variable)))
     return new
-
-
-def kernels_of(model, keys, owner):
-    """The trainable kernels of a model that keys choose.
-
-    Args:
-        model: A built model.
-        keys: Keys of layers, or `None` for all but embeddings.
-        owner: Name of the function that errors speak for.
-
-    Returns:
-        List of `PrunableKernel`, not empty.
-    """
-    kernels = [kernel for kernel in prunable_kernels(model) if kernel.layer.trainable]
-    if keys is None:
-        chosen = [kernel for kernel in kernels if kernel.attribute != "embeddings"]
-    else:
-        keys = [keys] if isinstance(keys, (str, type)) or callable(keys) else list(keys)
-        for key in keys:
-            matching.resolve([key], all_layers(model))
-            if not any(kernel.matches(key) for kernel in kernels):
-                raise ValueError(
-                    f"{owner}: {matching.describe(key)} matches no trainable layer with a kernel. "
-                    f"Layers with one: {', '.join(kernel.name for kernel in kernels)}."
-                )
-        chosen = [kernel for kernel in kernels if any(kernel.matches(key) for key in keys)]
-    if not chosen:
-        raise ValueError(
-            f"{owner}: model '{model.name}' has no trainable layer with a kernel; train it, or "
-            "call it on a batch, first."
-        )
-    return chosen

@@ -543,4 +543,20 @@ CASES = [
         (6, 8, 9),
         fit={"method": "rq", "segment": 3, "k": 8, "lookup": True},
     ),
+    Case(
+        "BlockSparseDense",
+        layers.BlockSparseDense,
+        {"units": 32, "block_size": 16, "density": 0.5, "activation": "relu"},
+        (64,),
+        fit={"block_size": (16, 16), "density": 0.5},
+        exact={"block_size": 16, "density": 1.0},
+    ),
+    Case(
+        "BlockSparseDense-sequence-padded",
+        layers.BlockSparseDense,
+        {"units": 10, "block_size": (4, 3), "density": 0.4, "seed": 2, "use_bias": False},
+        (5, 18),
+        fit={"block_size": (4, 3), "density": 0.4},
+        exact={"block_size": (5, 4), "density": 1.0},
+    ),
 ]

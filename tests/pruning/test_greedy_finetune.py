@@ -68,11 +68,6 @@ def test_without_updates_it_is_the_repeated_removal_of_the_least():
         by_hand = kc.pruning.prune_channels(by_hand, "l1", 1)
     for a, b in zip(small.get_weights(), by_hand.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
-    # One choice for all is another one: scores fall with the inputs that go.
-    at_once = kc.pruning.prune_channels(model, "l1", 4)
-    assert at_once.count_params() != small.count_params() or any(
-        (a != b).any() for a, b in zip(at_once.get_weights(), small.get_weights(), strict=True)
-    )
 
 
 def test_training_steps_between_are_those_of_the_compiled_optimizer():

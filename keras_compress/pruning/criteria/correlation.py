@@ -32,7 +32,7 @@ class Correlation(WeightCriterion):
     >>> import numpy as np
     >>> import keras_compress as kc
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="fc")])
-    >>> model.layers[0].kernel.assign([[-1.0], [0.0]])
+    >>> _ = model.layers[0].kernel.assign([[-1.0], [0.0]])
     >>> x = np.array([[1.0, 1.0], [2.0, -1.0], [3.0, -1.0], [4.0, 1.0]])
     >>> kc.pruning.criteria.Correlation()(model, data=x)["fc/kernel"].ravel().round(3).tolist()
     [1.0, 0.0]

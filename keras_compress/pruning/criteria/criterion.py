@@ -11,6 +11,20 @@ from keras_compress.samples import Samples
 NORMALIZE = ("none", "l2", "max", "mean")
 
 
+class Scores(dict):
+    """A dict from layer name to scores that knows what they are scores of.
+
+    A layer may read as many channels as it makes, where the shape does not tell them apart.
+
+    Attributes:
+        granularity: As of the `Criterion`.
+    """
+
+    def __init__(self, scores, granularity):
+        super().__init__(scores)
+        self.granularity = granularity
+
+
 class Criterion:
     """Scores of a model's filters: the higher, the more it would be missed.
 
@@ -46,8 +60,8 @@ class Criterion:
             batch_size: Rows at a time, where `data` is arrays.
 
         Returns:
-            Dict from layer name to numpy array: of the kernel's shape (`granularity="weight"`),
-            `(outputs,)` (`"filter"`) or `(inputs,)` (`"channel"`).
+            `Scores`, a dict from layer name to numpy array: of the kernel's shape
+            (`granularity="weight"`), `(outputs,)` (`"filter"`) or `(inputs,)` (`"channel"`).
 
         Raises:
             ValueError: if the model has no graph, `layers` matches nothing, or data that is needed
@@ -59,10 +73,11 @@ class Criterion:
             samples = Samples(graph.model, data, batch_size, self.needs == "labels", self)
         parts = self.parts(graph, layers)
         scores = self.score(graph, parts, samples, loss)
-        return {
+        scores = {
             part.name: self._normalized(finite(np.asarray(score), f"a score of {part.name}", self))
             for part, score in zip(parts, scores, strict=True)
         }
+        return Scores(scores, self.granularity)
 
     def open(self, model):
         """What is looked at of a model: its `ChannelGraph`, if it is not one already."""

@@ -7,14 +7,12 @@ import numpy as np
 
 from keras_compress import validation
 from keras_compress.pruning.criteria.criterion import Criterion
-from keras_compress.pruning.criteria.lowered import LoweredKernel
 from keras_compress.pruning.criteria.moments import Moments
 from keras_compress.pruning.criteria.observer import Observer
+from keras_compress.pruning.criteria.reader_criterion import is_linear, lowered_readers
 from keras_compress.pruning.criteria.weight_criterion import WeightCriterion
-from keras_compress.pruning.prunable import prunable_kernels
 
 _GRANULARITIES = ("weight", "channel")
-_LAYERS = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 
 
 class InboundVariance(WeightCriterion):
@@ -64,15 +62,13 @@ class InboundVariance(WeightCriterion):
         return WeightCriterion if self.granularity == "weight" else Criterion
 
     def applies(self, kernel):
-        return isinstance(kernel.layer, _LAYERS)
+        return is_linear(kernel)
 
     def score(self, graph, parts, samples, loss):
-        kernels = {id(kernel.variable): kernel for kernel in prunable_kernels(graph.model)}
-        kernels = [kernels[id(part.variable)] for part in parts]
-        lowered = [LoweredKernel(kernel, graph.graph.calls, self) for kernel in kernels]
+        lowered = lowered_readers(graph, parts, self)
         observer = Observer(graph.graph, [value for one in lowered for value in one.inputs])
-        arrays = [keras.ops.convert_to_numpy(kernel.variable) for kernel in kernels]
-        moments = [Moments() for _ in kernels]
+        arrays = [keras.ops.convert_to_numpy(part.variable) for part in parts]
+        moments = [Moments() for _ in parts]
         for inputs, _ in samples:
             tensors = iter(observer.activations(inputs))
             for one, array, moment in zip(lowered, arrays, moments, strict=True):

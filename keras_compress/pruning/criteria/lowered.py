@@ -86,26 +86,32 @@ class LoweredKernel:
             # The axes between are positions.
             yield tensor.reshape(1, len(tensor), -1, tensor.shape[-1]).astype("float64")
             return
-        if self.layer.data_format == "channels_first":
-            tensor = np.moveaxis(tensor, 1, -1)
-        rank = tensor.ndim - 2
-        sizes, strides, dilations = self.shape[:rank], self._strides(rank), self._dilations(rank)
-        spans = [(size - 1) * rate + 1 for size, rate in zip(sizes, dilations, strict=True)]
-        padding = [
-            _padding(self.layer.padding, *lengths)
-            for lengths in zip(tensor.shape[1:-1], spans, strides, strict=True)
-        ]
-        tensor = np.pad(tensor, [(0, 0), *padding, (0, 0)])
-        windows = np.lib.stride_tricks.sliding_window_view(
-            tensor, spans, axis=tuple(range(1, rank + 1))
-        )
-        windows = windows[(slice(None), *(slice(None, None, s) for s in strides))]
-        windows = windows[(..., *(slice(None, None, rate) for rate in dilations))]
-        # (samples, positions..., channels, taps...): channels go last.
-        windows = np.moveaxis(windows, rank + 1, -1)
+        windows, rank = self._windows(tensor)
         each = max(1, _ENTRIES // max(1, math.prod(windows.shape[1:])))
         for start in range(0, len(windows), each):
             yield self._grouped(windows[start : start + each], rank)
+
+    def rows_at(self, tensor, choose):
+        """As `rows`, at chosen positions; no other patch is made.
+
+        Args:
+            tensor: numpy array: an input of the layer.
+            choose: Function `(samples, positions) -> array of integers (samples, number)`.
+
+        Returns:
+            float64 array `(groups, samples * number, inputs)`.
+        """
+        tensor = self._undistributed(tensor)
+        if isinstance(self.layer, keras.layers.Dense):
+            tensor = tensor.reshape(len(tensor), -1, tensor.shape[-1])
+            places = choose(*tensor.shape[:2])
+            rows = np.take_along_axis(tensor, places[..., None], 1)
+            return rows.reshape(1, -1, rows.shape[-1]).astype("float64")
+        windows, rank = self._windows(tensor)
+        lengths = windows.shape[1 : rank + 1]
+        places = np.unravel_index(choose(len(windows), math.prod(lengths)), lengths)
+        patches = self._grouped(windows[(np.arange(len(windows))[:, None], *places)], 1)
+        return patches.reshape(len(patches), -1, patches.shape[-1])
 
     def responses(self, tensor):
         """What the matrices' outputs became: `(groups, samples, positions, outputs)`.
@@ -122,6 +128,26 @@ class LoweredKernel:
 
     def _undistributed(self, tensor):
         return tensor.reshape(-1, *tensor.shape[2:]) if self._distributed else tensor
+
+    def _windows(self, tensor):
+        """A view `(samples, *positions, *taps, channels)` of an input, and the number of axes."""
+        if self.layer.data_format == "channels_first":
+            tensor = np.moveaxis(tensor, 1, -1)
+        rank = tensor.ndim - 2
+        sizes, strides, dilations = self.shape[:rank], self._strides(rank), self._dilations(rank)
+        spans = [(size - 1) * rate + 1 for size, rate in zip(sizes, dilations, strict=True)]
+        padding = [
+            _padding(self.layer.padding, *lengths)
+            for lengths in zip(tensor.shape[1:-1], spans, strides, strict=True)
+        ]
+        tensor = np.pad(tensor, [(0, 0), *padding, (0, 0)])
+        windows = np.lib.stride_tricks.sliding_window_view(
+            tensor, spans, axis=tuple(range(1, rank + 1))
+        )
+        windows = windows[(slice(None), *(slice(None, None, s) for s in strides))]
+        windows = windows[(..., *(slice(None, None, rate) for rate in dilations))]
+        # (samples, positions..., channels, taps...): channels go last.
+        return np.moveaxis(windows, rank + 1, -1), rank
 
     def _grouped(self, windows, rank):
         samples, channels = len(windows), windows.shape[-1]

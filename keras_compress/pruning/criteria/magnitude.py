@@ -21,7 +21,7 @@ class Magnitude(WeightCriterion):
     >>> import keras
     >>> import keras_compress as kc
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="fc")])
-    >>> model.layers[0].kernel.assign([[1.0, -2.0], [0.5, 0.0], [-3.0, 0.25]])
+    >>> _ = model.layers[0].kernel.assign([[1.0, -2.0], [0.5, 0.0], [-3.0, 0.25]])
     >>> kc.pruning.criteria.Magnitude()(model)["fc/kernel"]
     array([[1.  , 2.  ],
            [0.5 , 0.  ],

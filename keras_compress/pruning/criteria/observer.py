@@ -162,8 +162,8 @@ def _compiled(function):
     if backend == "tensorflow":
         import tensorflow as tf
 
-        # A partial has no code of its own: TensorFlow counts how often one code is traced, and would
-        # warn of the observers of several models.
+        # A partial has no code of its own: TensorFlow counts how often one code is traced, and
+        # would warn of the observers of several models.
         return tf.function(functools.partial(function), reduce_retracing=True)
     if backend == "jax":
         import jax

@@ -36,7 +36,7 @@ class OptimalBrainDamage(WeightCriterion):
     >>> import numpy as np
     >>> import keras_compress as kc
     >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, name="fc")])
-    >>> model.layers[0].kernel.assign([[1.0], [1.0]])
+    >>> _ = model.layers[0].kernel.assign([[1.0], [1.0]])
     >>> x, y = np.array([[1.0, 10.0], [-1.0, 10.0]]), np.zeros((2, 1))
     >>> score = kc.pruning.criteria.OptimalBrainDamage()(model, data=(x, y), loss="mse")
     >>> score["fc/kernel"].ravel().round(2).tolist()

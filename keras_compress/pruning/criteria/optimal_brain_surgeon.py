@@ -39,7 +39,7 @@ class OptimalBrainSurgeon(WeightCriterion):
     >>> import numpy as np
     >>> import keras_compress as kc
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="fc")])
-    >>> model.layers[0].kernel.assign([[1.0], [1.0], [1.0]])
+    >>> _ = model.layers[0].kernel.assign([[1.0], [1.0], [1.0]])
     >>> x = np.random.default_rng(0).normal(size=(64, 3))
     >>> x[:, 1] = x[:, 0]
     >>> score = kc.pruning.criteria.OptimalBrainSurgeon()(model, data=x)["fc/kernel"].ravel()

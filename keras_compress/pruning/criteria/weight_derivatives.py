@@ -19,12 +19,21 @@ class WeightDerivatives:
         graph: The model's `CallGraph`, with one output.
         variables: The weights.
         loss: Function `(targets, outputs) -> loss of each sample`, see `sample_loss`.
+
+    Raises:
+        ValueError: if the model has several outputs.
     """
 
     def __init__(self, graph, variables, loss):
+        outputs = keras.tree.flatten(graph.outputs)
+        if len(outputs) != 1:
+            raise ValueError(
+                f"Derivatives in the weights are those of one loss; this model has {len(outputs)} "
+                "outputs. Give a model with the one that matters: keras.Model(inputs, output)."
+            )
         self.variables = list(variables)
         self.loss = loss
-        self._observer = Observer(graph, keras.tree.flatten(graph.outputs))
+        self._observer = Observer(graph, outputs)
         self._tools = _tools(graph)
         self._gradients = self._tools.compiled(self._loss_gradients)
         self._squares = self._tools.compiled(self._squared_gradients)

@@ -266,6 +266,10 @@ class ChannelGraph:
         for one in (*self.producers, *self.consumers):
             one.channels = numbers[one.channels]
         self._indices = {key: numbers[ids] for key, ids in self._indices.items()}
+        self._axes = {
+            value: tuple(ids if ids is None else numbers[ids] for ids in axes)
+            for value, axes in self._axes.items()
+        }
         self.reshaped = {
             key: tuple(ids if ids is None else numbers[ids] for ids in axes)
             for key, axes in self.reshaped.items()

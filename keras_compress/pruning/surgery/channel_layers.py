@@ -3,6 +3,8 @@
 import keras
 
 from keras_compress.call_graph import Value
+from keras_compress.layers.maxout_conv2d import MaxoutConv2D
+from keras_compress.layers.maxout_dense import MaxoutDense
 from keras_compress.pruning.surgery.channel_rules import (
     activated,
     channel_axis,
@@ -88,6 +90,17 @@ def _(graph, call):
     graph.consume(call, value, axis, layer.kernel, -1)
     ids = graph.produce(call, axis, [(layer.kernel, -2), (layer.bias, 0)])
     return activated(graph, layer, replaced(axes, axis, ids))
+
+
+@for_layers(MaxoutDense, MaxoutConv2D)
+def _(graph, call):
+    layer, (value,) = call.operation, call.inputs
+    last = len(value.shape) - 1
+    axes = graph.axes(value)
+    if type(layer) is MaxoutConv2D:
+        axes = only(graph, axes, last)
+    graph.consume(call, value, last, layer.kernel, -3)
+    return [replaced(axes, last, graph.produce(call, last, [(layer.kernel, -2), (layer.bias, 0)]))]
 
 
 @for_layers(keras.layers.Embedding)

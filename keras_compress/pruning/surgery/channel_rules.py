@@ -16,7 +16,6 @@ _RULES = {}
 _SIZES = {}
 # Classes that Keras has no public name for: operations of keras.ops, layers of its applications.
 _KERAS_RULES = {}
-_SIZES = {}
 
 
 def register_channel_rule(layer_class, rule, sizes=None):
@@ -158,7 +157,7 @@ def activated(graph, layer, axes):
     *("Multiply", "Negative", "Power", "Reciprocal", "Rsqrt", "Sqrt", "Square", "Subtract"),
     *("TrueDivide", "Cast", "Tanh", "StopGradient", "Celu", "Elu", "Gelu", "HardShrink"),
     *("HardSigmoid", "HardSilu", "HardSwish", "HardTanh", "LeakyRelu", "LogSigmoid", "Mish"),
-    *("Relu", "Relu6", "Selu", "Sigmoid", "Silu", "SoftShrink", "Softplus", "Softsign"),
+    *("ReLU", "Relu", "Relu6", "Selu", "Sigmoid", "Silu", "SoftShrink", "Softplus", "Softsign"),
     *("SquarePlus", "TanhShrink", "Threshold", "CustomScaleLayer", "StochasticDepth"),
 )
 def elementwise(graph, call):

@@ -8,6 +8,8 @@ import numpy as np
 from keras_compress import validation
 from keras_compress.call_graph import Rebuilder
 from keras_compress.convert import new_like
+from keras_compress.layers.maxout_conv2d import MaxoutConv2D
+from keras_compress.layers.maxout_dense import MaxoutDense
 from keras_compress.pruning.surgery.channel_graph import FIXED, ChannelGraph
 from keras_compress.pruning.surgery.channel_rules import registered_sizes
 
@@ -178,6 +180,16 @@ def _(layer, shape):
 @_sizes.register(keras.layers.Conv1DTranspose)
 @_sizes.register(keras.layers.Conv2DTranspose)
 @_sizes.register(keras.layers.Conv3DTranspose)
+def _(layer, shape):
+    return {"filters": shape(layer.kernel)[-2]}
+
+
+@_sizes.register(MaxoutDense)
+def _(layer, shape):
+    return {"units": shape(layer.kernel)[-2]}
+
+
+@_sizes.register(MaxoutConv2D)
 def _(layer, shape):
     return {"filters": shape(layer.kernel)[-2]}
 

@@ -83,6 +83,25 @@ def test_channels_go_by_it_and_a_constant_one_goes_first():
     )
 
 
+def test_scores_are_of_inputs_where_a_layer_makes_as_many_channels():
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(3, use_bias=False, name="a"),
+            keras.layers.Dense(3, use_bias=False, name="b"),
+            keras.layers.Dense(1),
+        ]
+    )
+    model.get_layer("a").set_weights([np.diag([1.0, 0.01, 1.0])])
+    x = RNG.normal(size=(9, 3)).astype("float32")
+    criterion = InboundVariance(granularity="channel")
+    small = kc.pruning.prune_channels(model, criterion, 1 / 3, data=x, layers="b")
+    assert small.get_layer("b").units == 3
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(small.get_layer("a").kernel), np.eye(3)[:, [0, 2]]
+    )
+
+
 def test_layers_without_such_pairs_are_left_out_or_refused():
     model = keras.Sequential(
         [keras.Input((6, 6, 4)), keras.layers.SeparableConv2D(4, 3, name="separable")]

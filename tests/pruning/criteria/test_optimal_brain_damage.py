@@ -83,7 +83,7 @@ def test_hutchinson_is_exact_for_a_diagonal_hessian_and_an_estimate_otherwise():
     model = linear(4, 1)
     x = np.diag([1.0, 2, 3, 4])
     y = np.zeros((4, 1))
-    options = dict(data=(x, y), loss=half_square)
+    options = {"data": (x, y), "loss": half_square}
     one = OBD("hutchinson", probes=1)(model, **options)["fc/kernel"]
     exact = OBD()(model, **options)["fc/kernel"]
     np.testing.assert_allclose(one, exact, rtol=1e-5)
@@ -158,5 +158,9 @@ def test_labels_and_a_loss_are_needed():
         OBD()(model, data=np.ones((4, 4)), loss="mse")
     with pytest.raises(ValueError, match="Compile it"):
         OBD()(model, data=(np.ones((4, 4)), np.ones((4, 2))))
+    inputs = keras.Input((4,))
+    two = keras.Model(inputs, [keras.layers.Dense(2)(inputs), keras.layers.Dense(2)(inputs)])
+    with pytest.raises(ValueError, match="2 outputs"):
+        OBD()(two, data=(np.ones((4, 4)), np.ones((4, 2))), loss="mse")
     with pytest.raises(ValueError, match="gauss_newton"):
         OBD("exact")
