@@ -4,8 +4,14 @@ A matrix `W` of shape `(prod n_k, prod m_k)` is a chain of cores `G_k` of shape
 `(r_{k-1}, n_k, m_k, r_k)` with `r_0 = r_d = 1`:
 `W[(i_1..i_d), (j_1..j_d)] = G_1[:, i_1, j_1, :] @ ... @ G_d[:, i_d, j_d, :]`.
 
+A convolution's kernel `(height, width, prod s_k, prod t_k)` is the chain of modes
+`n = (height * width, s_1..s_d)` and `m = (1, t_1..t_d)`: the first core is a bank of `r_1` filters
+that all channels share.
+
 Reference:
     Novikov, Podoprikhin, Osokin, Vetrov, "Tensorizing Neural Networks", 2015.
+    Garipov, Podoprikhin, Novikov, Vetrov, "Ultimate Tensorization: Compressing Convolutional and FC
+    Layers Alike", 2016.
     Oseledets, "Tensor-Train Decomposition", 2011 (TT-SVD).
 """
 
@@ -65,6 +71,76 @@ def prime_factors(size):
             size //= divisor
         divisor += 1
     return factors + [size] if size > 1 else factors
+
+
+def check_modes(input_modes, output_modes, output_size, owner=None, output_name="units"):
+    """Checks the modes that are known before the input is.
+
+    Args:
+        input_modes: Sequence of integers, or `None`.
+        output_modes: Sequence of integers, or `None`.
+        output_size: Product of the output modes.
+        owner: Whom an error speaks of.
+        output_name: What the output size is called there.
+
+    Returns:
+        `(input_modes, output_modes)`: tuples, or `None`.
+    """
+    if input_modes is not None:
+        input_modes = validation.positive_ints("input_modes", input_modes, owner)
+    if output_modes is not None:
+        output_modes = validation.positive_ints("output_modes", output_modes, owner)
+        _check_product("output_modes", output_modes, output_name, output_size, owner)
+    if input_modes and output_modes and len(input_modes) != len(output_modes):
+        raise ValueError(
+            f"{validation.prefix(owner)}`input_modes` and `output_modes` must have as many entries "
+            f"as each other; got input_modes={input_modes}, output_modes={output_modes}. Put 1s "
+            "where there is nothing to split."
+        )
+    return input_modes, output_modes
+
+
+def resolve_modes(
+    input_modes, output_modes, input_size, output_size, owner=None, output_name="units"
+):
+    """Makes the modes explicit: those that are `None` are as even as possible.
+
+    Args:
+        input_modes: Sequence of integers, or `None`.
+        output_modes: Sequence of integers, or `None`.
+        input_size: Product of the input modes.
+        output_size: Product of the output modes.
+        owner: Whom an error speaks of.
+        output_name: What the output size is called there.
+
+    Returns:
+        `(input_modes, output_modes)`, two tuples of equal length.
+
+    Example:
+
+    >>> resolve_modes((2, 4, 2), None, 16, 30)
+    ((2, 4, 2), (2, 3, 5))
+    """
+    input_modes, output_modes = check_modes(
+        input_modes, output_modes, output_size, owner, output_name
+    )
+    if input_modes is None and output_modes is None:
+        return balanced_modes(input_size, output_size)
+    if input_modes is None:
+        input_modes = split_evenly(input_size, len(output_modes))
+    if output_modes is None:
+        output_modes = split_evenly(output_size, len(input_modes))
+    _check_product("input_modes", input_modes, "input size", input_size, owner)
+    return input_modes, output_modes
+
+
+def _check_product(name, modes, what, size, owner):
+    if math.prod(modes) != size:
+        raise ValueError(
+            f"{validation.prefix(owner)}the product of `{name}` must be the {what}, {size}; got "
+            f"{name}={modes}, product {math.prod(modes)}. For {len(modes)} modes, "
+            f"{split_evenly(size, len(modes))} would do."
+        )
 
 
 def max_ranks(input_modes, output_modes):
@@ -215,36 +291,78 @@ def contraction_order(input_modes, output_modes, ranks):
     Returns:
         `(order, macs)`: tuple of core indices, and the multiply-accumulates for one vector.
     """
-    d = len(input_modes)
-    bonds = (1, *ranks, 1)
+    step_macs = functools.partial(_step_macs, input_modes, output_modes, ranks)
+    order = _cheapest_order(len(input_modes), step_macs)
+    return order, sum(_macs_in_order(order, step_macs))
+
+
+@functools.lru_cache(maxsize=256)
+def conv_contraction_order(taps, shrinkage, input_modes, output_modes, ranks):
+    """`contraction_order` for a convolution, whose first core is the bank of filters.
+
+    What comes before the filters is done for each input pixel, the rest for each output pixel.
+
+    Args:
+        taps: Pixels of a filter.
+        shrinkage: Input pixels for each output pixel: the product of the strides.
+        input_modes: Tuple of `d` integers, of the channels alone.
+        output_modes: Tuple of `d` integers, of the filters alone.
+        ranks: Tuple of `d` integers.
+
+    Returns:
+        `(order, before, after)`: tuple of core indices, 0 being the filters, and the
+        multiply-accumulates for one input pixel and for one output pixel.
+    """
 
     def step_macs(done, k):
-        size = math.prod(output_modes[j] if done >> j & 1 else input_modes[j] for j in range(d))
-        for bond in range(1, d):
-            if (done >> (bond - 1) & 1) != (done >> bond & 1):
-                size *= bonds[bond]
-        left_open = k > 0 and not done >> (k - 1) & 1
-        right_open = k < d - 1 and not done >> (k + 1) & 1
-        return (
-            size
-            * output_modes[k]
-            * (bonds[k] if left_open else 1)
-            * (bonds[k + 1] if right_open else 1)
-        )
+        # Of the first core as a matrix of one row and one column.
+        macs = _step_macs((1, *input_modes), (1, *output_modes), ranks, done, k)
+        return macs * taps if k == 0 else macs
 
+    def weighted(done, k):
+        return step_macs(done, k) * (1 if done & 1 or k == 0 else shrinkage)
+
+    order = _cheapest_order(len(input_modes) + 1, weighted)
+    macs, filters = _macs_in_order(order, step_macs), order.index(0)
+    return order, sum(macs[:filters]), sum(macs[filters:])
+
+
+def _step_macs(input_modes, output_modes, ranks, done, k):
+    """Multiply-accumulates of contracting core `k` after those in the bit set `done`."""
+    d = len(input_modes)
+    bonds = (1, *ranks, 1)
+    size = math.prod(output_modes[j] if done >> j & 1 else input_modes[j] for j in range(d))
+    for bond in range(1, d):
+        if (done >> (bond - 1) & 1) != (done >> bond & 1):
+            size *= bonds[bond]
+    left_open = k > 0 and not done >> (k - 1) & 1
+    right_open = k < d - 1 and not done >> (k + 1) & 1
+    return (
+        size
+        * output_modes[k]
+        * (bonds[k] if left_open else 1)
+        * (bonds[k + 1] if right_open else 1)
+    )
+
+
+def _cheapest_order(d, cost):
+    """Order of `d` cores with the least sum of `cost(done, k)`."""
     # Subsets in increasing order: every subset is reached before any of its supersets.
     best = {0: (0, ())}
     for done in range(1 << d):
-        macs, order = best.pop(done) if done + 1 < 1 << d else best[done]
+        total, order = best.pop(done) if done + 1 < 1 << d else best[done]
         for k in range(d):
             if done >> k & 1:
                 continue
             reached = done | 1 << k
-            candidate = (macs + step_macs(done, k), (*order, k))
+            candidate = (total + cost(done, k), (*order, k))
             if reached not in best or candidate < best[reached]:
                 best[reached] = candidate
-    macs, order = best[(1 << d) - 1]
-    return order, macs
+    return best[(1 << d) - 1][1]
+
+
+def _macs_in_order(order, step_macs):
+    return [step_macs(sum(1 << j for j in order[:i]), k) for i, k in enumerate(order)]
 
 
 def tt_matmul(inputs, cores, input_modes, output_modes, order):
@@ -263,32 +381,90 @@ def tt_matmul(inputs, cores, input_modes, output_modes, order):
     Returns:
         Tensor of shape `(rows, prod output_modes)`.
     """
-    d = len(cores)
-    # Axes are named ("n", k), ("m", k) and ("r", k), the bond between cores k - 1 and k.
-    axes = [("n", k) for k in range(d)]
-    sizes = {("n", k): input_modes[k] for k in range(d)}
-    sizes |= {("m", k): output_modes[k] for k in range(d)}
-    sizes |= {("r", k): cores[k].shape[0] for k in range(d)}
+    axes, sizes = _named_axes(cores, input_modes, output_modes)
     x = inputs
     for k in order:
-        core_axes = [("r", k), ("n", k), ("m", k), ("r", k + 1)]
-        if k == 0:
-            core_axes.remove(("r", 0))
-        if k == d - 1:
-            core_axes.remove(("r", d))
-        contracted = [a for a in core_axes if a in axes]
-        produced = [a for a in core_axes if a not in axes]
-        # Outputs stay in ascending order, so that no transpose is left over at the end.
-        rest = sorted(a for a in axes if a not in contracted and a[0] != "m")
-        rest += sorted(a for a in axes if a[0] == "m")
-        x = _permute(x, axes, rest + contracted, sizes)
-        width = math.prod(sizes[a] for a in contracted)
-        matrix = ops.reshape(cores[k], [sizes[a] for a in core_axes])
-        matrix = ops.transpose(matrix, [core_axes.index(a) for a in contracted + produced])
-        x = ops.matmul(ops.reshape(x, (-1, width)), ops.reshape(matrix, (width, -1)))
-        axes = rest + produced
+        x, axes = _contract(x, axes, sizes, cores[k], k)
     x = _permute(x, axes, sorted(axes), sizes)
     return ops.reshape(x, (-1, math.prod(output_modes)))
+
+
+def tt_conv(inputs, cores, input_modes, output_modes, order, convolve):
+    """Convolution with a TT kernel, one core at a time: the kernel is never formed.
+
+    The bank of filters is one convolution of images of one channel, or into one: what is left of
+    the channels at that point stands beside the batch.
+
+    Args:
+        inputs: Tensor of shape `(batch, height, width, prod input_modes)`.
+        cores: List of tensors: the filters, `(kernel_height, kernel_width, r_1)`, and then
+            `(r_k, s_k, t_k, r_{k+1})`.
+        input_modes: Tuple of `d` integers, of the channels alone.
+        output_modes: Tuple of `d` integers, of the filters alone.
+        order: Core indices in the order of contraction, 0 being the filters.
+        convolve: Function of images (channels last) and a kernel.
+
+    Returns:
+        Tensor of shape `(batch, new_height, new_width, prod output_modes)`.
+    """
+    filters, bond = cores[0], ("r", 1)
+    axes, sizes = _named_axes(cores, (1, *input_modes), (1, *output_modes))
+    axes.remove(("n", 0))
+    size = ops.shape(inputs)[1:3]
+    x = ops.reshape(inputs, (-1, inputs.shape[-1]))
+    for k in order:
+        if k:
+            x, axes = _contract(x, axes, sizes, cores[k], k)
+            continue
+        rest = [a for a in axes if a != bond]
+        from_bank = bond in axes
+        x = _permute(x, axes, rest + [bond] if from_bank else rest, sizes)
+        width = math.prod(sizes[a] for a in rest)
+        kernel = ops.expand_dims(filters, -1 if from_bank else -2)
+        x = _swap(x, size[0] * size[1], width, kernel.shape[2])
+        x = convolve(ops.reshape(x, (-1, *size, kernel.shape[2])), kernel)
+        size = ops.shape(x)[1:3]
+        x = _swap(x, width, size[0] * size[1], kernel.shape[3])
+        x = ops.reshape(x, (-1, width * kernel.shape[3]))
+        axes = rest if from_bank else rest + [bond]
+    x = _permute(x, axes, sorted(axes), sizes)
+    return ops.reshape(x, (-1, *size, math.prod(output_modes)))
+
+
+def _swap(x, outer, inner, kept):
+    """Transposes `(batch, outer, inner, kept)`, in any reshape, to `(batch, inner, outer, kept)`."""
+    if any(isinstance(size, int) and size == 1 for size in (outer, inner)):
+        return x
+    return ops.transpose(ops.reshape(x, (-1, outer, inner, kept)), (0, 2, 1, 3))
+
+
+def _named_axes(cores, input_modes, output_modes):
+    """Axes of a vector of the input's grid, and the size of each axis that a chain has.
+
+    Axes are named ("n", k), ("m", k) and ("r", k), the bond between cores k - 1 and k.
+    """
+    d = len(cores)
+    sizes = {("n", k): input_modes[k] for k in range(d)}
+    sizes |= {("m", k): output_modes[k] for k in range(d)}
+    # The bonds at both ends are no axes.
+    sizes |= {("r", k): cores[k].shape[0] for k in range(1, d)}
+    return [("n", k) for k in range(d)], sizes
+
+
+def _contract(x, axes, sizes, core, k):
+    """Contracts the rows of `x`, whose named axes are `axes`, with core `k`: `(x, axes)`."""
+    core_axes = [a for a in (("r", k), ("n", k), ("m", k), ("r", k + 1)) if a in sizes]
+    contracted = [a for a in core_axes if a in axes]
+    produced = [a for a in core_axes if a not in axes]
+    # Outputs stay in ascending order, so that no transpose is left over at the end.
+    rest = sorted(a for a in axes if a not in contracted and a[0] != "m")
+    rest += sorted(a for a in axes if a[0] == "m")
+    x = _permute(x, axes, rest + contracted, sizes)
+    width = math.prod(sizes[a] for a in contracted)
+    matrix = ops.reshape(core, [sizes[a] for a in core_axes])
+    matrix = ops.transpose(matrix, [core_axes.index(a) for a in contracted + produced])
+    x = ops.matmul(ops.reshape(x, (-1, width)), ops.reshape(matrix, (width, -1)))
+    return x, rest + produced
 
 
 def _permute(x, axes, wanted, sizes):

@@ -1,5 +1,6 @@
 """Configurations that an archive may hold: classes of Keras and of this package, and no code."""
 
+import copy
 import json
 import math
 import zlib
@@ -66,7 +67,10 @@ def parse_config(content, what):
         config = json.loads(bytes(content).decode())
     except (ValueError, RecursionError) as error:
         raise ArchiveError(f"{what}: the configuration is no JSON ({error}).") from error
-    check_config(config)
+    try:
+        check_config(config)
+    except ArchiveError as error:
+        raise ArchiveError(f"{what}: {error}") from error
     return config
 
 
@@ -98,18 +102,20 @@ def build_model(config, limit, what):
     needed = sum(math.prod(v.shape) * numpy_dtype(v.dtype).itemsize for v in variables)
     if needed > limit:
         raise ArchiveError(
-            f"{what}: its weights take {needed:,} bytes, and at most {limit:,} are expected of "
-            "such a file. If you trust it, give load_archive() `max_bytes`."
+            f"{what}: the model of its configuration has {needed:,} bytes of weights, and the file "
+            f"holds {limit:,}."
         )
     return _make(config, what)
 
 
 def _make(config, what):
     try:
-        model = keras.saving.deserialize_keras_object(config, safe_mode=True)
+        # A copy, since Keras takes some of its configurations apart.
+        model = keras.saving.deserialize_keras_object(copy.deepcopy(config), safe_mode=True)
     except Exception as error:
-        # Whatever Keras makes of a configuration that is wrong.
-        raise ArchiveError(f"{what}: no model can be made of its configuration: {error}") from error
+        # Whatever Keras makes of a configuration that is wrong; it quotes all of it.
+        said = str(error).split("\n\n")[-1][:300]
+        raise ArchiveError(f"{what}: no model can be made of its configuration: {said}") from error
     if not isinstance(model, keras.Model) or not model.built:
         raise ArchiveError(f"{what}: its configuration is not that of a built model.")
     return model
@@ -138,23 +144,23 @@ def _check(value, depth):
             _check(each, depth + 1)
     elif isinstance(value, int) and abs(value) > _MAX_INTEGER:
         raise ArchiveError(f"the configuration has the number {str(value)[:20]}, which is none.")
-    elif isinstance(value, str) and ">" in value and not value.startswith(_PACKAGE):
-        # A string may name a registered function.
-        if value in keras.saving.get_custom_objects():
-            raise ArchiveError(f"'{value}' is registered by another package.")
+    elif value in keras.saving.get_custom_objects() and not str(value).startswith(_PACKAGE):
+        # A string may stand for a registered function.
+        raise ArchiveError(f"'{value}' is registered by another package.")
 
 
 def _check_object(value):
     name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
-    if not isinstance(name, str) or name in _REFUSED:
+    texts = all(isinstance(text, str) for text in (name, module or "", registered or ""))
+    if not texts or name in _REFUSED:
         raise ArchiveError(f"a {name} runs code, reads files or keeps state besides its weights.")
     if name in _PLAIN:
         return
     if name in _ARRAYS:
         inner = value.get("config")
         dtype = inner.get("dtype") if isinstance(inner, dict) else None
-        if dtype not in DTYPES:
+        if not isinstance(dtype, str) or dtype not in DTYPES:
             raise ArchiveError(f"an array of dtype {dtype!r} cannot be part of a configuration.")
         return
     if isinstance(registered, str) and registered.startswith(_PACKAGE):
@@ -163,7 +169,7 @@ def _check_object(value):
             return
         raise ArchiveError(f"keras_compress has no class '{registered[len(_PACKAGE) :]}'.")
     known = module in _MODULES or (module == "keras" and name in _OF_KERAS)
-    operation = isinstance(module, str) and module.startswith(_OPERATIONS)
+    operation = bool(module) and module.startswith(_OPERATIONS)
     function = name == "function" and module == "builtins"
     if not (known or operation or function) or registered not in (None, name, value.get("config")):
         raise ArchiveError(

@@ -1,5 +1,6 @@
 """`load_archive` and `archive_to_tflite`: a .kcz file back to a model, and on to LiteRT."""
 
+import math
 import pathlib
 
 from keras_compress import validation
@@ -58,7 +59,14 @@ def load_archive(path, max_bytes=None):
         content = start + file.read()
     limit = _RATIO * len(content) + _FREE_BYTES if max_bytes is None else max_bytes
     config, records = _parse(content, limit, str(path))
-    model = build_model(config, limit, str(path))
+    # What the records hold is what the model has, and so is known before the model is made.
+    declared = sum(record.nbytes for record in records)
+    if declared > limit:
+        raise ArchiveError(
+            f"{path}: its weights take {declared:,} bytes, and at most {limit:,} are expected of "
+            "a file of this size. If you trust it, give a larger `max_bytes`."
+        )
+    model = build_model(config, declared, str(path))
     forms = forms_of(model)
     _check_forms(records, forms, path)
     load_state(
@@ -111,6 +119,11 @@ class _Record:
         dims = body.unpack(f"{rank}I") if rank else ()
         self.form = (dims if isinstance(dims, tuple) else (dims,), numpy_dtype(DTYPES[dtype]))
         self.payload = body
+
+    @property
+    def nbytes(self):
+        """Bytes of the weight in memory."""
+        return math.prod(self.form[0]) * self.form[1].itemsize
 
 
 def _check_start(start, what):

@@ -105,8 +105,10 @@ def decode(kind, cursor, shape, dtype):
 def bits_of(array):
     """The elements of an array as little-endian unsigned integers, flat."""
     array = np.ascontiguousarray(array)
-    return array.reshape(-1).view(f"u{array.dtype.itemsize}").astype(
-        _unsigned(array.dtype.itemsize), copy=False
+    return (
+        array.reshape(-1)
+        .view(f"u{array.dtype.itemsize}")
+        .astype(_unsigned(array.dtype.itemsize), copy=False)
     )
 
 

@@ -125,6 +125,7 @@ def save_archive(model, path):
     >>> import keras
     >>> import numpy as np
     >>> import keras_compress as kc
+    >>> from keras_compress.export import load_archive
     >>> model = keras.Sequential([keras.Input((256,)), keras.layers.Dense(100, name="fc")])
     >>> small = kc.sharing.cluster(kc.pruning.prune_weights(model, "magnitude", 0.9), bits=5)
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -149,7 +150,7 @@ def save_archive(model, path):
         content.append(sealed(LENGTH.pack(len(body)) + body))
         weights.append(
             ArchivedWeight(
-                name, array.shape, array.dtype.name, KINDS[form.kind], len(content[-1]),
+                _place(name), array.shape, array.dtype.name, KINDS[form.kind], len(content[-1]),
                 array.nbytes, form.code_bits, form.gap_bits,
             )
         )  # fmt: skip
@@ -157,6 +158,10 @@ def save_archive(model, path):
     header = HEADER.pack(MAGIC, VERSION, 0, len(weights), len(stored), size, total)
     write_atomically(path, b"".join([sealed(header), *content]))
     return Archive(path, total, weights)
+
+
+def _place(name):
+    return name.replace("layers/", "").replace("vars/", "")
 
 
 def _checked(model, path):

@@ -51,7 +51,10 @@ def _value(value, custom_objects):
 def _object(value, custom_objects):
     kind, config = value["class_name"], value["config"]
     if kind == "function":
-        return _value(config, custom_objects)
+        known = hasattr(keras.losses, config) or hasattr(keras.metrics, config)
+        if config not in custom_objects and not known:
+            raise ValueError(f"the function '{config}' is not of Keras")
+        return custom_objects.get(config, config)
     if kind == "LossScaleOptimizer":
         # Keras 3 scales losses by itself where the policy asks for it.
         return _value(config["inner_optimizer"], custom_objects)
@@ -66,5 +69,6 @@ def _object(value, custom_objects):
         raise ValueError(f"{kind} has decay={config['decay']}; use a learning-rate schedule")
     if config.get("reduction") == "auto":
         config = {**config, "reduction": "sum_over_batch_size"}
-    allowed = arguments_of(cls)
+    # None is what tf_keras has for "no name"; Keras 3 would take it for the name.
+    allowed = arguments_of(cls) - ({"name"} if config.get("name") is None else set())
     return cls(**{k: _value(v, custom_objects) for k, v in config.items() if k in allowed})

@@ -201,9 +201,7 @@ class LayerTranslator:
 
     @staticmethod
     def _error(layer, what):
-        return ValueError(
-            f"from_tf_keras: layer '{layer.name}' ({type(layer).__name__}) {what}."
-        )
+        return ValueError(f"from_tf_keras: layer '{layer.name}' ({type(layer).__name__}) {what}.")
 
 
 def _name(layer):

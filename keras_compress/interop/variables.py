@@ -10,7 +10,8 @@ def depth_first(layer):
 
     def visit(part):
         for variable in [*part._trainable_weights, *part._non_trainable_weights]:
-            if id(variable) not in seen:
+            # The vocabulary of a lookup layer stands there, too.
+            if id(variable) not in seen and hasattr(variable, "numpy"):
                 seen.add(id(variable))
                 found.append(variable)
         for inner in part._flatten_layers(recursive=False, include_self=False):

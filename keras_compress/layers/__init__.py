@@ -25,6 +25,7 @@ from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
 from keras_compress.layers.quant_separable_conv2d import QuantSeparableConv2D
 from keras_compress.layers.shift_batch_normalization import ShiftBatchNormalization
+from keras_compress.layers.tt_conv2d import TTConv2D
 from keras_compress.layers.tt_dense import TTDense
 
 FactorizedConv = FactorizedConv2D
@@ -56,5 +57,6 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantSeparableConv2D",
     "ShiftBatchNormalization",
+    "TTConv2D",
     "TTDense",
 ]

@@ -90,3 +90,12 @@ class CompressedConv2D(CompressedConvolution):
 
     def get_config(self):
         return {**super().get_config(), "filters": self.filters, "groups": self.groups}
+
+
+def refuse_groups(groups, owner):
+    """Raises `ValueError` if there is more than one group."""
+    if groups != 1:
+        raise ValueError(
+            f"{validation.prefix(owner)}`groups` must be 1; got groups={groups}. A grouped "
+            "convolution is small already: leave it as it is, or split it into one layer a group."
+        )

@@ -10,7 +10,7 @@ from keras_compress import validation
 from keras_compress.decomposition.decompose import FORMS, decompose
 from keras_compress.decomposition.ranks import resolve_rank
 from keras_compress.layers.base import initializer_stddev
-from keras_compress.layers.compressed_conv2d import CompressedConv2D
+from keras_compress.layers.compressed_conv2d import CompressedConv2D, refuse_groups
 
 _FORMS = tuple(name for name, cls in FORMS.items() if cls.stages)
 
@@ -109,7 +109,7 @@ class FactorizedConv2D(CompressedConv2D):
             use_bias=use_bias,
             **kwargs,
         )
-        _refuse_groups(self.groups, self)
+        refuse_groups(self.groups, self)
         self.form = validation.one_of("form", form, _FORMS, self)
         ranks = self._resolve(rank, math.inf)
         # One integer for two ranks stays one until the input channels say what each can use.
@@ -164,7 +164,7 @@ class FactorizedConv2D(CompressedConv2D):
 
     @classmethod
     def from_layer(cls, layer, **options):
-        _refuse_groups(getattr(layer, "groups", 1), cls.__name__)
+        refuse_groups(getattr(layer, "groups", 1), cls.__name__)
         return super().from_layer(layer, **options)
 
     @classmethod
@@ -190,11 +190,3 @@ def _along(values, stage):
 
 def _plain(ranks):
     return ranks[0] if len(ranks) == 1 else ranks
-
-
-def _refuse_groups(groups, owner):
-    if groups != 1:
-        raise ValueError(
-            f"{validation.prefix(owner)}`groups` must be 1; got groups={groups}. A grouped "
-            "convolution is small already: leave it as it is, or split it into one layer a group."
-        )

@@ -5,12 +5,11 @@ import math
 import keras
 from keras import ops
 
-from keras_compress import validation
 from keras_compress.decomposition.tensor_train import (
-    balanced_modes,
+    check_modes,
     contraction_order,
+    resolve_modes,
     resolve_ranks,
-    split_evenly,
     tt_matmul,
     tt_svd,
     tt_to_matrix,
@@ -78,19 +77,17 @@ class TTDense(CompressedDense):
         **kwargs,
     ):
         super().__init__(units, activation=activation, use_bias=use_bias, **kwargs)
-        self.input_modes = _modes("input_modes", input_modes, self)
-        self.output_modes = _modes("output_modes", output_modes, self)
-        if self.output_modes and math.prod(self.output_modes) != self.units:
-            raise ValueError(_wrong_product("output_modes", self.output_modes, "units", self.units))
+        self.input_modes, self.output_modes = check_modes(
+            input_modes, output_modes, self.units, self
+        )
         if self.input_modes and self.output_modes:
-            _check_lengths(self.input_modes, self.output_modes)
             rank = resolve_ranks(rank, self.input_modes, self.output_modes, self)
         self.rank = rank
         self.cores = []
 
     def build_kernel(self, input_channels):
-        self.input_modes, self.output_modes = _resolve_modes(
-            self.input_modes, self.output_modes, input_channels, self.units
+        self.input_modes, self.output_modes = resolve_modes(
+            self.input_modes, self.output_modes, input_channels, self.units, self
         )
         self.rank = resolve_ranks(self.rank, self.input_modes, self.output_modes, self)
         self._order, self._macs = contraction_order(self.input_modes, self.output_modes, self.rank)
@@ -131,7 +128,9 @@ class TTDense(CompressedDense):
             output_modes: As for the layer.
             rank: Integer, `d - 1` integers, or a float in (0, 1): error bound.
         """
-        input_modes, output_modes = _resolve_modes(input_modes, output_modes, *kernel.shape)
+        input_modes, output_modes = resolve_modes(
+            input_modes, output_modes, *kernel.shape, cls.__name__
+        )
         cores, _ = tt_svd(kernel, input_modes, output_modes, rank)
         arguments = {
             "input_modes": input_modes,
@@ -147,40 +146,3 @@ class TTDense(CompressedDense):
             "output_modes": self.output_modes,
             "rank": self.rank,
         }
-
-
-def _modes(name, modes, owner):
-    return None if modes is None else validation.positive_ints(name, modes, owner)
-
-
-def _resolve_modes(input_modes, output_modes, input_size, output_size):
-    if input_modes is None and output_modes is None:
-        return balanced_modes(input_size, output_size)
-    input_modes = _modes("input_modes", input_modes, "TTDense")
-    output_modes = _modes("output_modes", output_modes, "TTDense")
-    if input_modes is None:
-        input_modes = split_evenly(input_size, len(output_modes))
-    if output_modes is None:
-        output_modes = split_evenly(output_size, len(input_modes))
-    if math.prod(input_modes) != input_size:
-        raise ValueError(_wrong_product("input_modes", input_modes, "input size", input_size))
-    if math.prod(output_modes) != output_size:
-        raise ValueError(_wrong_product("output_modes", output_modes, "units", output_size))
-    _check_lengths(input_modes, output_modes)
-    return input_modes, output_modes
-
-
-def _wrong_product(name, modes, what, size):
-    return (
-        f"TTDense: the product of `{name}` must be the {what}, {size}; got {name}={modes}, product "
-        f"{math.prod(modes)}. For {len(modes)} modes, {split_evenly(size, len(modes))} would do."
-    )
-
-
-def _check_lengths(input_modes, output_modes):
-    if len(input_modes) != len(output_modes):
-        raise ValueError(
-            "TTDense: `input_modes` and `output_modes` must have as many entries as each other; "
-            f"got input_modes={input_modes}, output_modes={output_modes}. Put 1s where there is "
-            "nothing to split."
-        )

@@ -20,9 +20,9 @@ class Hierarchy:
     elements (PEs), and lie in registers beside each multiplier. Energies are those of one 16-bit
     word, in units of one multiply-accumulate; sizes are words.
 
-    The mapping is row-stationary (Eyeriss): a PE slides a row of the kernel over a row of the input,
-    for as many channels and filters as fit in its registers; PEs above one another add up the rows
-    of the kernel, and further sets of them more channels, or compute other filters.
+    The mapping is row-stationary (Eyeriss): a PE slides a row of the kernel over a row of the
+    input, for as many channels and filters as fit in its registers; PEs above one another add up
+    the rows of the kernel, and further sets of them more channels, or compute other filters.
 
     Args:
         mac: Of a multiply-accumulate.

@@ -21,9 +21,9 @@ class Budget:
         macs: Share of the multiply-accumulates, in (0, 1].
         bytes: Share of the bytes of the weights (float32).
         energy: Share of the energy of `kc.profile.energy`.
-        latency: Share of the latency on LiteRT, from a table that is measured layer by layer. Counted
-            are the layers of the table: not those of other kinds, which pruning leaves as they are
-            or which follow the layers around them.
+        latency: Share of the latency on LiteRT of the model's Dense layers and convolutions, added
+            up from a table of each measured alone. What the others take (additions, pooling) is
+            not in it.
         latency_table: With `latency`: a `kc.profile.LatencyTable` of the model, made before (or on
             another machine); by default one is measured here.
 

@@ -6,7 +6,7 @@ import numpy as np
 from keras_compress.call_graph import Rebuilder, values_of
 from keras_compress.convert import new_like
 from keras_compress.pruning.constants import Constants, is_linear, linear_part
-from keras_compress.pruning.surgery import FIXED, ChannelGraph, cut
+from keras_compress.pruning.surgery import ChannelGraph, cut
 
 # Layers with a bias that a constant input can be added to.
 _FOLDABLE = (
@@ -32,13 +32,14 @@ def without_dead_channels(model, branches=False):
             model = _Additions(model, additions).run()
             continue
         dead = _DeadChannels(graph, constants)
-        if not dead.gone.any():
-            return model
         if bare := dead.without_bias():
             model = Rebuilder(model, {id(layer): _with_bias(layer) for layer in bare}).run()
             continue
-        dead.fold()
-        model = cut(graph, ~dead.gone)
+        changed = dead.fold()
+        if dead.gone.any():
+            model = cut(graph, ~dead.gone)
+        elif not changed:
+            return model
 
 
 class _DeadChannels:
@@ -48,60 +49,61 @@ class _DeadChannels:
     it is read: zero, or something that can go into the reader's bias.
 
     Attributes:
-        gone: Boolean array over channel numbers. Of every layer one stays.
+        gone: Boolean array over channel numbers: those to cut. Of every layer one stays.
     """
 
     def __init__(self, graph, constants):
         self._graph, self._constants = graph, constants
-        self._unread = np.ones(graph.count, bool)
-        self._constant = np.ones(graph.count, bool)
         # Id of a layer -> its call, the constants at its input's positions, their channels.
         self._folds = {}
-        for call in graph.graph.calls:
-            self._read(call)
-        self.gone = np.zeros(graph.count, bool)
+        self._blind = np.zeros(graph.count, bool)
+        self._dead = np.zeros(graph.count, bool)
+        dead = ~np.any([self._needed(call) for call in graph.graph.calls], 0)
         for group in graph.groups:
             if not group.normalized:
-                self.gone[group.channels] = (self._unread | self._constant)[group.channels]
+                self._dead[group.channels] = dead[group.channels]
         for producer in graph.producers:
             if producer.axis is None:
                 # Heads are read inside of their layer.
-                self.gone[producer.channels] = False
+                self._dead[producer.channels] = False
+        self.gone = self._dead.copy()
         for producer in graph.producers:
             if self.gone[producer.channels].all():
                 self.gone[producer.channels[0]] = False
-        self.gone[FIXED] = False
 
-    def _read(self, call):
-        """Notes what a call reads."""
-        layer = call.operation
-        reads = [
-            (c.variable, c.place, c.channels) for c in self._graph.consumers if c.layer is layer
-        ]
-        if getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] > 1:
-            ids = self._graph.positions(layer.kernel).get(len(layer.kernel.shape) - 2)
-            if ids is not None:
-                reads.append((layer.kernel, -2, ids))
-        summed = np.zeros(self._graph.count, bool)
-        for variable, place, ids in reads:
+    def _needed(self, call):
+        """Boolean array over channels: which of them a call cannot do without."""
+        needed, summed, used, passed_on = (np.zeros(self._graph.count, bool) for _ in range(4))
+        for variable, place, ids in self._reads(call.operation):
             kernel = keras.ops.convert_to_numpy(variable)
-            used = np.moveaxis(kernel, place, 0).reshape(len(ids), -1).any(1)
-            self._unread[ids[used]] = False
             summed[ids] = True
-        passed_on = np.zeros(self._graph.count, bool)
+            used[ids[np.moveaxis(kernel, place, 0).reshape(len(ids), -1).any(1)]] = True
         for value in call.outputs:
             for ids in self._graph.axes(value):
                 if ids is not None:
                     passed_on[ids] = True
+        blind = ~summed & ~passed_on
+        used |= blind
         for value in call.inputs:
             for axis, ids in enumerate(self._graph.axes(value)):
-                if ids is None:
-                    continue
-                read = summed[ids] | ~passed_on[ids]
-                self._unread[ids[read & ~summed[ids]]] = False
-                self._constant[ids[read & ~self._removable(call, value, axis, ids)]] = False
+                if ids is not None:
+                    stays = used[ids] & ~self._removable(call, value, axis, used[ids])
+                    needed[ids[stays]] = True
+                    self._blind[ids[blind[ids]]] = True
+        return needed
 
-    def _removable(self, call, value, axis, ids):
+    def _reads(self, layer):
+        """Kernels of a layer, the axis that counts its inputs, and their channels."""
+        for consumer in self._graph.consumers:
+            if consumer.layer is layer:
+                yield consumer.variable, consumer.place, consumer.channels
+        if getattr(layer, "groups", 1) > 1 and layer.kernel.shape[-2] > 1:
+            place = len(layer.kernel.shape) - 2
+            ids = self._graph.positions(layer.kernel).get(place)
+            if ids is not None:
+                yield layer.kernel, place, ids
+
+    def _removable(self, call, value, axis, used):
         """Which positions of an input are constants that the call can do without."""
         known = _by_position(self._constants.known(value), axis)
         values = _by_position(self._constants.values(value), axis)
@@ -110,26 +112,30 @@ class _DeadChannels:
         layer = call.operation
         if not _takes_constants(layer) or not is_linear(layer):
             return zero
-        here = np.where(uniform, values[:, 0], 0)
+        here = np.where(uniform & used, values[:, 0], 0)
         if id(layer) not in self._folds:
-            self._folds[id(layer)] = call, here, ids
+            self._folds[id(layer)] = call, here, self._graph.axes(value)[axis]
         # A shared layer has one bias for all its calls.
         return uniform & (here == self._folds[id(layer)][1])
 
-    def _gone_constants(self):
-        """Pairs of a call and the constants at its input's positions that go, if any is not 0."""
+    def _constants_read(self):
+        """Pairs of a call and the constants at its input's positions, if any is not 0."""
         for call, values, ids in self._folds.values():
-            values = np.where(self.gone[ids] & self._constant[ids] & ~self._unread[ids], values, 0)
+            values = np.where(self._dead[ids], values, 0)
             if values.any():
                 yield call, values
 
     def without_bias(self):
         """Layers that must get a bias for a constant to go into."""
-        return [call.operation for call, _ in self._gone_constants() if call.operation.bias is None]
+        return [call.operation for call, _ in self._constants_read() if call.operation.bias is None]
 
     def fold(self):
-        """Adds the constants that go to the biases of what reads them."""
-        for call, values in self._gone_constants():
+        """Adds constants to the biases of what reads them, and zeroes the weights that read them.
+
+        Returns:
+            Whether a weight changed.
+        """
+        for call, values in self._constants_read():
             layer = call.operation
             (value,) = call.inputs
             first = getattr(layer, "data_format", None) == "channels_first"
@@ -141,6 +147,23 @@ class _DeadChannels:
             given = keras.ops.convert_to_numpy(linear_part(layer)(inputs.astype("float32")))
             bias = keras.ops.convert_to_numpy(layer.bias)
             layer.bias.assign(bias + given.reshape(-1).astype(bias.dtype))
+        # A dead channel that stays, since a layer needs one, is not to keep others alive.
+        empty = self._dead & ~self._blind
+        places = [(p.variable, p.place, p.channels) for p in self._graph.producers]
+        for call in self._graph.graph.calls:
+            places += self._reads(call.operation)
+        changed = [_zero(*place, empty) for place in places]
+        return any(changed)
+
+
+def _zero(variable, place, ids, channels):
+    """Zeroes a kernel's slices for some channels; whether that changes it."""
+    kernel = np.moveaxis(keras.ops.convert_to_numpy(variable).copy(), place, 0)
+    changes = kernel[channels[ids]].any()
+    if changes:
+        kernel[channels[ids]] = 0
+        variable.assign(np.moveaxis(kernel, 0, place))
+    return changes
 
 
 def _by_position(array, axis):

@@ -56,8 +56,8 @@ def energy_aware_prune(
     Args:
         model: A built Sequential or functional model, nested ones included. It is not changed.
         data: An array, `(x, y)` or an iterable of batches; targets are not looked at.
-        tolerance: Largest squared error of a layer's outputs on the data that pruning it may add, as
-            a share of their squared norm, biases left out, in (0, 1).
+        tolerance: Largest squared error of a layer's outputs on the data that pruning it may add,
+            as a share of their squared norm, biases left out, in (0, 1).
         layers: Names, globs, classes, layers or predicates of Dense layers and convolutions; `None`
             for all trainable ones.
         restored: Share of the weights that stay which are chosen by the error that they would
@@ -73,8 +73,8 @@ def energy_aware_prune(
         A new model, compiled like `model` if that is.
 
     Raises:
-        ValueError: if the model has no graph or is under a pruning mask, `layers` chooses nothing or
-            a layer of another kind, a shape is open, or data does not fit.
+        ValueError: if the model has no graph or is under a pruning mask, `layers` chooses nothing
+            or a layer of another kind, a shape is open, or data does not fit.
 
     Reference:
         Yang, Chen, Sze, "Designing Energy-efficient Convolutional Neural Networks Using
@@ -212,15 +212,22 @@ class LayerFit:
         residual = self._overlaps - self._products @ matrices
         ridged = damped(self._products, self._damping)
         for group, products in enumerate(ridged):
+            if stays[group].all():
+                matrices[group] += _solved(products, residual[group])
+                continue
             for output in range(matrices.shape[-1]):
                 there = np.flatnonzero(stays[group, :, output])
                 if len(there):
-                    matrices[group, there, output] += scipy.linalg.solve(
-                        products[np.ix_(there, there)],
-                        residual[group, there, output],
-                        assume_a="pos",
+                    matrices[group, there, output] += _solved(
+                        products[np.ix_(there, there)], residual[group, there, output]
                     )
         return matrices
+
+
+def _solved(products, overlaps):
+    """Solution of positive definite equations, without the condition number of `solve`."""
+    factor = scipy.linalg.cho_factor(products, check_finite=False)
+    return scipy.linalg.cho_solve(factor, overlaps, check_finite=False)
 
 
 class _Products(WeightCriterion):

@@ -281,13 +281,15 @@ def get(schedule):
 
     Args:
         schedule: A `PruningSchedule`, the dict of `keras.saving.serialize_keras_object`, or any
-            callable `step -> (should_prune, sparsity)`, such as a tfmot schedule.
+            callable `step -> (should_prune, sparsity)`, such as a tfmot schedule, which keeps its
+            own rule of when to prune. What `get_config()` of a tfmot schedule gives becomes the
+            schedule of that name here, which prunes at `end_step` too if that is off the turn.
 
     Raises:
         ValueError: if it is none of these.
     """
     if isinstance(schedule, dict):
-        schedule = keras.saving.deserialize_keras_object(schedule)
+        schedule = _deserialize(schedule)
     if isinstance(schedule, (PruningSchedule, ForeignSchedule)):
         return schedule
     if callable(schedule) and not isinstance(schedule, type):
@@ -297,6 +299,14 @@ def get(schedule):
         "CosineDecay, OneShot), a tfmot schedule, or a callable step -> (should_prune, sparsity); "
         f"got {schedule!r}."
     )
+
+
+def _deserialize(config):
+    own = {cls.__name__: cls for cls in (ConstantSparsity, PolynomialDecay)}
+    # tfmot's configurations have the class name alone, Keras's the module, too.
+    if set(config) == {"class_name", "config"} and config["class_name"] in own:
+        return own[config["class_name"]](**config["config"])
+    return keras.saving.deserialize_keras_object(config)
 
 
 def fingerprint(schedule):

@@ -3,13 +3,18 @@
 import importlib
 
 from keras_compress.sharing.codebook import Codebook, fit_codebook
+from keras_compress.sharing.huffman import HuffmanCode, huffman_decode, huffman_encode
 from keras_compress.sharing.mixture import Mixture
 
 __all__ = [
     "Codebook",
+    "HuffmanCode",
     "Mixture",
     "cluster",
+    "deep_compress",
     "fit_codebook",
+    "huffman_decode",
+    "huffman_encode",
     "quantize_mixture",
     "quantize_responses",
     "vector_quantize",
@@ -17,6 +22,7 @@ __all__ = [
 
 _OF_MODELS = {
     "cluster": "vector_quantization",
+    "deep_compress": "deep_compression",
     "quantize_mixture": "mixture_quantization",
     "quantize_responses": "response_quantization",
     "vector_quantize": "vector_quantization",

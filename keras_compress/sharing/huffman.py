@@ -149,7 +149,7 @@ class HuffmanCode:
         ends = np.cumsum(lane_bits)
         if -(-int(ends[-1]) // 8) != len(stream):
             raise ValueError(
-                f"Huffman stream: its lanes have {ends[-1]} bits, and {len(stream)} bytes are there."
+                f"Huffman stream: its lanes have {ends[-1]} bits; {len(stream)} bytes are there."
             )
         windows = _windows(stream)
         table, bits = self._table()
@@ -337,4 +337,3 @@ def _advance(positions, windows, table, bits, symbols):
         np.right_shift(entry, 4, out=row, casting="unsafe")
         np.bitwise_and(entry, 15, out=entry)
         np.add(positions, entry, out=positions, casting="unsafe")
-

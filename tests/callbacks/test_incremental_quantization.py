@@ -316,7 +316,7 @@ def test_bad_arguments_are_refused(arguments, message):
 def test_bad_models_are_refused_before_training():
     with pytest.raises(ValueError, match="'fc1'"):
         inq(layers="fcl").set_model(dense_model())
-    with pytest.raises(ValueError, match="no layer to quantise"):
+    with pytest.raises(ValueError, match="no trainable layer with a kernel"):
         inq().set_model(keras.Sequential([keras.Input((3,)), keras.layers.Dropout(0.1)]))
     with pytest.raises(ValueError, match="call the model on a batch"):
         inq().set_model(keras.Sequential([keras.layers.Dense(2)]))

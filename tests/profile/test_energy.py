@@ -18,8 +18,8 @@ def single(layer, shape):
 def test_energy_of_a_1x1_convolution_by_hand():
     _, row = single(layers.Conv2D(40, 1), (10, 10, 30))
     # 12 channels and 224 // 12 = 18 filters in a PE; 12 sets of one row: ceil(30 / 12) = 3 for all
-    # channels, 4 left for filters, of which ceil(40 / 18) = 3 are needed: inputs are read once, sums
-    # go out and back once; 10 rows of output fit in 14 columns.
+    # channels, 4 left for filters, of which ceil(40 / 18) = 3 are needed: inputs are read once,
+    # sums go out and back once; 10 rows of output fit in 14 columns.
     inputs, weights, outputs, macs = 10 * 10 * 30, 30 * 40, 10 * 10 * 40, 10 * 10 * 30 * 40
     assert row.macs == macs
     assert row.accesses == {
