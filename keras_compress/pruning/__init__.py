@@ -51,6 +51,7 @@ __all__ = [
     "remove_zero_groups",
     "retraining_dropout_rate",
     "select",
+    "sensitivity",
     "strip",
 ]
 
@@ -80,6 +81,7 @@ _OF_MODELS = {
     "remove_dead": "remove_dead",
     "remove_zero_groups": "remove_zero_groups",
     "select": "choice",
+    "sensitivity": "sensitivity",
 }
 
 

@@ -62,6 +62,8 @@ class MaskedCopies:
     Attributes:
         groups: Dict from a name to the indices of its units.
         count: Number of units.
+        graph: For `"filter"`, the model's `ChannelGraph`; the units are its channel numbers.
+        monitor: Name of the metric.
     """
 
     def __init__(self, model, data, granularity, ratio, monitor=None, batch_size=256, owner=None):
@@ -87,12 +89,12 @@ class MaskedCopies:
         self._data = keras.utils.unpack_x_y_sample_weight(data)
         self._batch_size = batch_size
         self._known = {}
-        self._monitor = self._checked(monitor, prefix)
+        self.monitor = self._checked(monitor, prefix)
 
     def _find_units(self, prefix):
         self._axes, self.groups = [], {}
         if self._filters:
-            self._graph = graph = ChannelGraph(self._model)
+            self.graph = graph = ChannelGraph(self._model)
             self.count = graph.count
             groups = [group for group in graph.groups if not group.normalized]
             self.groups = {group.name: group.channels for group in groups}
@@ -174,14 +176,17 @@ class MaskedCopies:
         return mask
 
     def fitness(self, mask):
-        """The metric under a mask, the higher the better."""
+        """The metric under a mask, with its sign turned if less of it is better."""
+        value = self.metric(mask)
+        return -value if self.monitor.endswith(("loss", "error")) else value
+
+    def metric(self, mask):
+        """The metric of the model under a mask."""
         key = np.packbits(mask).tobytes()
         if key not in self._known:
             for variable, array, axes in self._weights:
                 variable.assign(self._masked(array, axes, mask))
-            value = float(self._evaluate()[self._monitor])
-            less = self._monitor.endswith(("loss", "error"))
-            self._known[key] = -value if less else value
+            self._known[key] = float(self._evaluate()[self.monitor])
         return self._known[key]
 
     def _evaluate(self):
@@ -213,7 +218,7 @@ class MaskedCopies:
         """
         if self._filters:
             masks = {name: mask[units] for name, units in self.groups.items()}
-            return FoundMask(cut(self._graph, mask), masks, self.fitness(mask), best)
+            return FoundMask(cut(self.graph, mask), masks, self.fitness(mask), best)
         model = rebuild(self._model, {})
         places = {id(variable): i for i, variable in enumerate(self._model.weights)}
         masks = {}

@@ -191,8 +191,8 @@ def _with_weak(scores, sparsity, keep_weak, rng, kernel):
     weak = int(np.floor(keep_weak * kept + 0.5))
     if kept > len(order):
         raise ValueError(
-            f"prune_weights: {1 - len(order) / flat.size:.4f} of '{kernel.name}' is pruned already; "
-            f"got sparsity={sparsity:g}, which is less."
+            f"prune_weights: {1 - len(order) / flat.size:.4f} of '{kernel.name}' is pruned "
+            f"already; got sparsity={sparsity:g}, which is less."
         )
     if weak > len(lower) or kept - weak > len(upper):
         least, most = max(0, kept - len(upper)) / kept, min(len(lower), kept) / kept

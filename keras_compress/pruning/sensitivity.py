@@ -9,7 +9,6 @@ from keras_compress import validation
 from keras_compress.pruning import criteria
 from keras_compress.pruning.choice import select
 from keras_compress.pruning.masked_copies import MaskedCopies
-from keras_compress.pruning.surgery import ChannelGraph
 from keras_compress.tables import Table
 
 
@@ -157,7 +156,7 @@ def sensitivity(
     ]
     copies = MaskedCopies(model, data, "filter", 0.0, monitor, batch_size, "sensitivity")
     criterion = criteria.get(criterion)
-    graph = ChannelGraph(model)
+    graph = copies.graph
     scores = criterion(graph, layers, data, batch_size=batch_size)
     whole = copies.metric(np.ones(graph.count, bool))
     parts = graph.consumers if scores.granularity == "channel" else graph.producers
