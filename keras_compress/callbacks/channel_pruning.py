@@ -7,7 +7,7 @@ from keras_compress import validation
 from keras_compress.callbacks.scheduled_masks import ScheduledMasks, Target
 from keras_compress.convert import check_graph
 from keras_compress.pruning import criteria, schedules
-from keras_compress.pruning.choice import SCOPES, Budget, select
+from keras_compress.pruning.choice import SCOPES, select
 from keras_compress.pruning.prunable import maskable_weights, trained_model
 from keras_compress.pruning.pruning_mask import PruningMask
 from keras_compress.pruning.strip import strip

@@ -2,6 +2,13 @@
 
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.decompose import FORMS, decompose
+from keras_compress.decomposition.displacement import (
+    displacement,
+    displacement_matvec,
+    displacement_to_matrix,
+    fit_displacement,
+    stein_to_matrix,
+)
 from keras_compress.decomposition.evbmf import EVBMFResult, evbmf
 from keras_compress.decomposition.factors import Factors
 from keras_compress.decomposition.ranks import EVBMF, Energy, RankPolicy
@@ -29,7 +36,12 @@ __all__ = [
     "balanced_modes",
     "contraction_order",
     "decompose",
+    "displacement",
+    "displacement_matvec",
+    "displacement_to_matrix",
     "evbmf",
+    "fit_displacement",
+    "stein_to_matrix",
     "tt_svd",
     "tt_to_matrix",
 ]

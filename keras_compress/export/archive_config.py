@@ -1,5 +1,6 @@
 """Configurations that an archive may hold: classes of Keras and of this package, and no code."""
 
+import concurrent.futures
 import copy
 import json
 import math
@@ -96,16 +97,27 @@ def build_model(config, limit, what):
     Raises:
         ArchiveError: if it is no model, or one that is too large.
     """
-    # Without values first: nothing is allocated before it is known how much.
-    with keras.StatelessScope(initialize_variables=False):
-        variables = _make(config, what).variables
-    needed = sum(math.prod(v.shape) * numpy_dtype(v.dtype).itemsize for v in variables)
+    needed = _bytes_needed(config, what)
     if needed > limit:
         raise ArchiveError(
             f"{what}: the model of its configuration has {needed:,} bytes of weights, and the file "
             f"holds {limit:,}."
         )
     return _make(config, what)
+
+
+def _bytes_needed(config, what):
+    """Bytes of the weights of the model of a configuration; nothing of that size is allocated."""
+
+    def measure():
+        with keras.StatelessScope(initialize_variables=False):
+            weights = _make(config, what).weights
+        return sum(math.prod(w.shape) * numpy_dtype(w.dtype).itemsize for w in weights)
+
+    # Keras keeps a list, by thread, of variables without values, and would give them some when the
+    # next scope ends; of a thread that has ended nothing is left.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(measure).result()
 
 
 def _make(config, what):
@@ -152,7 +164,7 @@ def _check(value, depth):
 def _check_object(value):
     name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
-    texts = all(isinstance(text, str) for text in (name, module or "", registered or ""))
+    texts = isinstance(name, str) and all(isinstance(t, str | None) for t in (module, registered))
     if not texts or name in _REFUSED:
         raise ArchiveError(f"a {name} runs code, reads files or keeps state besides its weights.")
     if name in _PLAIN:

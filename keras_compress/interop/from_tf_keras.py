@@ -1,7 +1,7 @@
 """`from_tf_keras`: a model of tf_keras as one of Keras 3."""
 
 import contextlib
-import importlib
+import importlib.util
 import itertools
 import os
 import pathlib
@@ -20,7 +20,8 @@ def from_tf_keras(model, custom_objects=None):
     Sequential and functional models, nested ones, shared layers, several inputs and outputs. Layer
     names stay (with "_" for "/"), and so do inputs and outputs in their structure. TensorFlow
     functions in the graph (`tf.nn.relu(x)`, `x + y`, `x[:, 0]`, `tf.reshape(x, ...)`) become
-    operations of `keras.ops`.
+    operations of `keras.ops`; a `Lambda` keeps its function, which on other backends than TensorFlow
+    must not call TensorFlow.
 
     What tensorflow-model-optimization wraps is unwrapped; its `strip_pruning` and
     `strip_clustering` need not be called:
@@ -101,15 +102,17 @@ def _load(path):
 
 def _tfmot_scopes():
     """Contexts in which tf_keras knows tfmot's classes, where tfmot is installed."""
-    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
-    try:
-        tfmot = importlib.import_module("tensorflow_model_optimization")
-    except ImportError:
+    if importlib.util.find_spec("tensorflow_model_optimization") is None:
         return []
-    finally:
-        # tfmot sets it for the whole process, and for those that it starts.
-        if legacy is None:
-            os.environ.pop("TF_USE_LEGACY_KERAS", None)
+    import tensorflow as tf
+
+    # tfmot sets the variable, and with it, for good, which Keras `tf.keras` is: that stays as the
+    # user has it.
+    tf.keras.__version__  # noqa: B018
+    legacy = os.environ.get("TF_USE_LEGACY_KERAS")
+    tfmot = importlib.import_module("tensorflow_model_optimization")
+    if legacy is None:
+        os.environ.pop("TF_USE_LEGACY_KERAS", None)
     return [
         tfmot.sparsity.keras.prune_scope(),
         tfmot.clustering.keras.cluster_scope(),
@@ -158,7 +161,7 @@ class _Translation:
                 f"from_tf_keras: {len(self._quantized)} layers were made quantization-aware by "
                 f"tfmot ({names}). Their float weights are taken over without the fake "
                 "quantisation: outputs differ by its rounding. Quantise again with "
-                "kc.export.to_tflite(model, quantize=...) or the layers of kc.layers.",
+                "kc.quantizers.quantize_aware or kc.export.to_tflite(model, quantize=...).",
                 stacklevel=3,
             )
         if self._own_classes:

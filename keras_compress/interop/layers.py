@@ -47,7 +47,7 @@ class LayerTranslator:
             raise self._error(
                 layer,
                 f"is of your own class. Write it for Keras 3 and give custom_objects={{{kind!r}: "
-                "your class}}",
+                "your class}",
             )
         if kind == "Lambda":
             return keras.layers.Lambda(

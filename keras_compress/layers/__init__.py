@@ -18,6 +18,7 @@ from keras_compress.layers.fake_quant_dense import FakeQuantDense
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
 from keras_compress.layers.hashed_dense import HashedDense
 from keras_compress.layers.lazy_dense import LazyDense
+from keras_compress.layers.ldr_dense import LDRDense
 from keras_compress.layers.maxout_conv2d import MaxoutConv2D
 from keras_compress.layers.maxout_dense import MaxoutDense
 from keras_compress.layers.quant_conv2d import QuantConv2D
@@ -25,6 +26,7 @@ from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
 from keras_compress.layers.quant_separable_conv2d import QuantSeparableConv2D
 from keras_compress.layers.shift_batch_normalization import ShiftBatchNormalization
+from keras_compress.layers.toeplitz_like_dense import ToeplitzLikeDense
 from keras_compress.layers.tt_conv2d import TTConv2D
 from keras_compress.layers.tt_dense import TTDense
 
@@ -49,6 +51,7 @@ __all__ = [
     "FakeQuantDense",
     "FakeQuantDepthwiseConv2D",
     "HashedDense",
+    "LDRDense",
     "LazyDense",
     "MaxoutConv2D",
     "MaxoutDense",
@@ -59,4 +62,5 @@ __all__ = [
     "ShiftBatchNormalization",
     "TTConv2D",
     "TTDense",
+    "ToeplitzLikeDense",
 ]

@@ -10,7 +10,7 @@ def cost_of(what, graph, latency_table=None):
     """A function from which channels stay to a cost.
 
     Args:
-        what: `"macs"`, `"bytes"`, `"energy"` or `"latency"`.
+        what: `"macs"`, `"params"`, `"bytes"`, `"energy"` or `"latency"`.
         graph: `ChannelGraph` of the model.
         latency_table: For `"latency"`: a `kc.profile.LatencyTable`; `None` to measure one.
 
@@ -19,13 +19,20 @@ def cost_of(what, graph, latency_table=None):
     """
     if what == "latency":
         return latency_cost(graph, latency_table)
-    return {"macs": macs_cost, "bytes": bytes_cost, "energy": energy_cost}[what](graph)
+    costs = {"macs": macs_cost, "params": params_cost, "bytes": bytes_cost, "energy": energy_cost}
+    return costs[what](graph)
+
+
+def params_cost(graph):
+    """Number of all weights."""
+    sizes = [_Size(graph, v) for v in _variables(graph)]
+    return lambda kept: float(sum(size(kept) for size in sizes))
 
 
 def bytes_cost(graph):
     """Bytes of all weights as float32."""
-    sizes = [_Size(graph, v) for v in _variables(graph)]
-    return lambda kept: 4.0 * sum(size(kept) for size in sizes)
+    params = params_cost(graph)
+    return lambda kept: 4.0 * params(kept)
 
 
 def macs_cost(graph):

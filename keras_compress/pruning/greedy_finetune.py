@@ -4,9 +4,10 @@ import keras
 import numpy as np
 
 from keras_compress import validation
+from keras_compress.budget import Budget
 from keras_compress.convert import check_graph
 from keras_compress.pruning import criteria
-from keras_compress.pruning.choice import Budget, select
+from keras_compress.pruning.choice import select
 from keras_compress.pruning.costs import cost_of
 from keras_compress.pruning.prune_channels import refuse_masked
 from keras_compress.pruning.surgery import ChannelGraph, cut

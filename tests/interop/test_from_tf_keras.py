@@ -1,6 +1,7 @@
 """Structures, custom objects, compile() and errors of `from_tf_keras`."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -230,7 +231,9 @@ def test_custom_objects():
     assert isinstance(new.get_layer("fc").kernel_constraint, NewOwn)
     for missing, name in {"Scale": "scale", "Own": "fc", "wave": "fc"}.items():
         kept = {name: value for name, value in objects.items() if name != missing}
-        with pytest.raises(ValueError, match=f"'{name}'.*custom_objects=.*'{missing}'"):
+        with pytest.raises(
+            ValueError, match=f"'{name}'.*custom_objects=.*'{missing}': [^}}]+}}[^}}]*$"
+        ):
             from_tf_keras(old, custom_objects=kept)
 
     class Short(keras.layers.Layer):
@@ -325,3 +328,19 @@ def test_importing_keras_compress_imports_no_tf_keras():
     code = "import keras_compress, sys; print(bool({'tf_keras'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
+
+
+@legacy.needs_tf_keras
+@legacy.needs_tfmot
+def test_reading_a_file_leaves_tf_keras_and_the_environment_as_they_were(tmp_path):
+    path = str(tmp_path / "model.h5")
+    legacy.tf_keras().Sequential([layer("Input", (6,)), layer("Dense", 2)]).save(path)
+    code = (
+        "import os, sys; from keras_compress.interop import from_tf_keras;"
+        "from_tf_keras(sys.argv[1]); import tensorflow as tf;"
+        "print(tf.keras.__version__[0], os.environ.get('TF_USE_LEGACY_KERAS'))"
+    )
+    command = [sys.executable, "-c", code, path]
+    environment = {k: v for k, v in os.environ.items() if k != "TF_USE_LEGACY_KERAS"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["3", "None"]

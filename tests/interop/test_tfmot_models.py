@@ -146,7 +146,9 @@ def quantized_source():
 def test_quantization_aware_model_gives_its_float_weights_with_a_warning():
     source = quantized_source()
     aware = legacy.tfmot().quantization.keras.quantize_model(source)
-    with pytest.warns(UserWarning, match="quantization-aware by tfmot.*kc.export.to_tflite"):
+    with pytest.warns(
+        UserWarning, match="quantization-aware by tfmot.*kc.quantizers.quantize_aware"
+    ):
         new = from_tf_keras(aware)
     images = RNG.normal(size=(4, 8, 8, 3)).astype("float32")
     legacy.assert_same_outputs(source, new, images)

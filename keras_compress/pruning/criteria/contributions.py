@@ -57,13 +57,19 @@ class Contributions:
         """The Gram matrix `(channels, channels)`."""
         if self._wide:
             return self._products
-        # <P_i K_i, P_k K_k> = <K_i, (P^T P)_ik K_k>: no contribution is written out.
-        columns = [
-            self.summed(self._matrix * (self._moments[:, p] @ self._matrix[p]))
-            for p in self._places
-        ]
-        return np.stack(columns, 1)
+        # <P_i K_i, P_k K_k> = sum of (P^T P)_ik * (K K^T)_ik: no contribution is written out.
+        matrix = self._matrix
+        each = max(1, _ENTRIES // len(matrix))
+        rows = []
+        for start in range(0, len(matrix), each):
+            part = slice(start, start + each)
+            products = self._moments[part] * (matrix[part] @ matrix.T)
+            rows.append(np.add.reduceat(products[:, self._order], self._starts, 1))
+        return self._per_channel(np.concatenate(rows))
 
     def summed(self, array):
         """Sum over the outputs and over the places of each channel, of an array of the kernel's."""
-        return np.add.reduceat(array.sum(1)[self._order], self._starts)
+        return self._per_channel(array.sum(1))
+
+    def _per_channel(self, array):
+        return np.add.reduceat(array[self._order], self._starts)
