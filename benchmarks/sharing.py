@@ -2,8 +2,8 @@
 
     python benchmarks/sharing.py [--seeds 5] [--mutations 10000] [--only deep decode fuzz]
 
-Size is that of the .kcz file against 4 bytes for each parameter of the float model; accuracy is that
-of the model that is read back from the file.
+Size is that of the .kcz file against 4 bytes for each parameter of the float model; accuracy is
+that of the model that is read back from the file.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from keras_compress.tables import Table
 
 # The mutations that the tests use.
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1]))
-from tests.export.archive_mutations import mutation  # noqa: E402
+from tests.export.archive_mutations import mutation
 
 #: Name: network, sparsity of each layer (more than the paper's in the large ones), bits of
 #: convolutions and dense layers, times smaller asked for.

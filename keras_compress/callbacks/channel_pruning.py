@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from keras_compress import validation
+from keras_compress.budget import Budget
 from keras_compress.callbacks.scheduled_masks import ScheduledMasks, Target
 from keras_compress.convert import check_graph
 from keras_compress.pruning import criteria, schedules

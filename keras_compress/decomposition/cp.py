@@ -37,6 +37,7 @@ class CPFactors(Factors):
     """
 
     form = "cp"
+    equation = "11sr,i1r1,1jr1,11rt->ijst"
     stages = (
         Stage("conv", ()),
         Stage("depthwise", (0,)),
@@ -69,11 +70,8 @@ class CPFactors(Factors):
 
     def columns(self):
         """The factor matrices `A, B, C, D`, one column a term."""
-        c, a, b, d = self.arrays
-        return a[:, 0, :, 0], b[0, :, :, 0], c[0, 0], d[0, 0].T
-
-    def reconstruct(self):
-        return np.einsum("ir,jr,sr,tr->ijst", *self.columns(), optimize=True)
+        c, a, b, d = self.operands()
+        return a, b, c, d.T
 
 
 def _unfold(kernel, rows):

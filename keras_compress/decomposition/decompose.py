@@ -4,12 +4,24 @@ import numpy as np
 
 from keras_compress import validation
 from keras_compress.decomposition.cp import CPFactors
+from keras_compress.decomposition.separable_basis import SeparableBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
+from keras_compress.decomposition.spatial_channel import SpatialChannelFactors
 from keras_compress.decomposition.svd import SVDFactors
 from keras_compress.decomposition.tucker import TuckerFactors
 
 #: Every form by its name.
-FORMS = {cls.form: cls for cls in (SVDFactors, SpatialFactors, TuckerFactors, CPFactors)}
+FORMS = {
+    cls.form: cls
+    for cls in (
+        SVDFactors,
+        SpatialFactors,
+        TuckerFactors,
+        CPFactors,
+        SeparableBasisFactors,
+        SpatialChannelFactors,
+    )
+}
 
 
 def decompose(kernel, form, rank, owner=None):
@@ -18,9 +30,9 @@ def decompose(kernel, form, rank, owner=None):
     Args:
         kernel: Array `(height, width, c_in, c_out)` of a convolution, or `(n_in, n_out)` of a
             dense layer (`"svd"` only).
-        form: `"svd"`, `"spatial"`, `"tucker"` or `"cp"`.
-        rank: Number of terms: an integer, as many integers as the form has ranks (`"tucker"` has
-            two), a float in (0, 1] (share of the squared singular values kept in each unfolding),
+        form: `"svd"`, `"spatial"`, `"tucker"`, `"cp"`, `"separable_basis"` or `"spatial_channel"`.
+        rank: Number of terms: an integer, as many integers as the form has ranks (`"tucker"` and
+            `"spatial_channel"` have two), a float in (0, 1] (share of the squared singular values kept in each unfolding),
             `"evbmf"`, or a `RankPolicy`.
         owner: Whom an error speaks of.
 

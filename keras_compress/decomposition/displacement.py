@@ -38,7 +38,7 @@ OPERATORS = ("shift", "transposed_shift", "diagonal")
 
 # Rows of the identity that `displacement_to_matrix` multiplies at a time.
 _ROWS = 256
-_SWEEPS = 10
+_SWEEPS = 20
 # Width of the windows of a `CorrelationForm`: they are cut by an identity matrix of that size.
 _WINDOW = 16
 
@@ -212,9 +212,9 @@ def fit_displacement(matrix, rank, operators=("shift", "shift")):
     if rank < n:
         inverse = 1 / (alpha[:, None] - np.conj(beta))
         g, h = to_left(g), to_right(h)
-        for _ in range(_SWEEPS):
-            if rows != columns:
-                # Free entries take what the fit says, which leaves it as good as it is.
+        for sweep in range(_SWEEPS):
+            if sweep and rows != columns:
+                # Free entries, zeros at first, take what the fit says: the error can only shrink.
                 fitted = from_left((g @ h.conj().T) * inverse)
                 fitted = from_right(fitted.conj().T).conj().T.real
                 fitted[:rows, :columns] = matrix

@@ -1,6 +1,7 @@
 """Factors: a kernel as the product of smaller arrays."""
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -13,13 +14,14 @@ class Stage:
     """One step of running a factorized convolution.
 
     Attributes:
-        kind: `"conv"` or `"depthwise"`.
+        kind: `"conv"` (grouped where its kernel reads fewer channels than there are),
+            `"depthwise"`, or `"order"`: its array says where each channel comes from.
         axes: Spatial axes (0: height, 1: width) along which this step carries the stride and the
             padding; along the others its kernel has size 1.
     """
 
     kind: str
-    axes: tuple
+    axes: tuple = ()
 
 
 class Factors:
@@ -28,7 +30,7 @@ class Factors:
     A form for convolutions keeps its arrays as the kernels of the convolutions it runs as, in
     order (`stages`), so that a layer, an exporter or a list of stock layers needs nothing else.
 
-    A subclass writes `shapes`, `limits`, `unfoldings`, `fit` and `reconstruct`.
+    A subclass writes `equation`, `shapes`, `limits`, `unfoldings` and `fit`.
 
     Args:
         arrays: The arrays of the form, in order.
@@ -36,6 +38,9 @@ class Factors:
 
     #: Name of the form, the `form=` of layers and functions.
     form = None
+    #: The kernel as an einsum of the arrays; axes of size 1 that only the convolution needs are
+    #: written as `1`.
+    equation = None
     #: How the arrays run as convolutions.
     stages = ()
     #: Number of axes of the kernels that the form can hold.
@@ -71,11 +76,38 @@ class Factors:
         """Factors nearest to `kernel` in the Frobenius norm, for a tuple of explicit ranks."""
         raise NotImplementedError
 
-    def reconstruct(self):
-        """The kernel that the factors stand for."""
-        raise NotImplementedError
+    # What a form may write where its arrays are more than the operands of its equation.
+
+    def operands(self):
+        """The arrays as the einsum takes them, each with the entries of one array in its order.
+
+        Arrays that are no operands (orders of channels) are left out.
+        """
+        terms = self.equation.split("->")[0].split(",")
+        floats = [array for array in self.arrays if np.asarray(array).dtype.kind not in "iu"]
+        return [
+            array.reshape([n for n, axis in zip(array.shape, term, strict=True) if axis != "1"])
+            for array, term in zip(floats, terms, strict=True)
+        ]
+
+    def unpack(self, kernel):
+        """A kernel in the axes that the einsum gives: a permutation of its entries."""
+        return kernel
+
+    def pack(self, contracted):
+        """The way back of `unpack`."""
+        return contracted
+
+    def scaled(self, scale):
+        """The factors of a kernel with its output channels multiplied by a vector."""
+        return type(self)((*self.arrays[:-1], self.arrays[-1] * scale))
 
     # What every form gets from it.
+
+    def reconstruct(self):
+        """The kernel that the factors stand for."""
+        equation = self.equation.replace("1", "")
+        return self.pack(np.einsum(equation, *self.operands(), optimize=True))
 
     @property
     def rank(self):
@@ -86,6 +118,24 @@ class Factors:
         """Number of stored values."""
         return sum(array.size for array in self.arrays)
 
+    @classmethod
+    def macs(cls, kernel_shape, rank, input_size, output_size):
+        """Multiply-accumulates of one sample through the chain of convolutions.
+
+        Args:
+            kernel_shape: `(height, width, inputs, outputs)`.
+            rank: Tuple of ranks.
+            input_size: `(height, width)` of the input.
+            output_size: `(height, width)` of the output.
+        """
+        size, macs = list(input_size), 0
+        for stage, shape in zip(cls.stages, cls.shapes(kernel_shape, rank), strict=True):
+            for axis in stage.axes:
+                size[axis] = output_size[axis]
+            if stage.kind != "order":
+                macs += math.prod(size) * math.prod(shape)
+        return macs
+
     def error(self, kernel):
         """Relative Frobenius error `||kernel - reconstruct()|| / ||kernel||`."""
         norm = np.linalg.norm(kernel)
@@ -93,13 +143,14 @@ class Factors:
         return float(residual / norm) if norm else float(residual)
 
     @classmethod
+    def spectra(cls, kernel):
+        """For each rank, a list of `(squared singular values, shape)` of its unfoldings."""
+        return [[(squared_spectrum(m), m.shape) for m in one] for one in cls.unfoldings(kernel)]
+
+    @classmethod
     def resolve_rank(cls, rank, kernel, owner=None):
         """Explicit ranks for a kernel: see `resolve_rank` of `kc.decomposition`."""
-
-        def spectra():
-            return [[(squared_spectrum(m), m.shape) for m in one] for one in cls.unfoldings(kernel)]
-
-        return resolve_rank(rank, cls.limits(kernel.shape), spectra, owner)
+        return resolve_rank(rank, cls.limits(kernel.shape), lambda: cls.spectra(kernel), owner)
 
     def __repr__(self):
         return f"{type(self).__name__}(rank={self.rank}, params={self.params()})"

@@ -1,7 +1,5 @@
 """SpatialFactors: a kernel as a vertical, then a horizontal convolution."""
 
-import numpy as np
-
 from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import truncated_svd
 
@@ -19,6 +17,7 @@ class SpatialFactors(Factors):
     """
 
     form = "spatial"
+    equation = "i1sk,1jkt->ijst"
     stages = (Stage("conv", (0,)), Stage("conv", (1,)))
 
     @classmethod
@@ -43,7 +42,3 @@ class SpatialFactors(Factors):
         vertical = left.reshape(height, 1, inputs, *rank)
         horizontal = right.reshape(*rank, width, outputs).transpose(1, 0, 2)[None]
         return cls((vertical, horizontal))
-
-    def reconstruct(self):
-        vertical, horizontal = self.arrays
-        return np.einsum("isk,jkt->ijst", vertical[:, 0], horizontal[0], optimize=True)

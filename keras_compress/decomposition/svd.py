@@ -21,6 +21,7 @@ class SVDFactors(Factors):
     """
 
     form = "svd"
+    equation = "nr,rt->nt"
     stages = (Stage("conv", (0, 1)), Stage("conv", ()))
     kernel_ndims = (2, 4)
 
@@ -43,6 +44,11 @@ class SVDFactors(Factors):
         shapes = cls.shapes(kernel.shape, rank)
         return cls(f.reshape(shape) for f, shape in zip(factors, shapes, strict=True))
 
-    def reconstruct(self):
-        left, right = self.arrays
-        return np.tensordot(left, right.reshape(right.shape[-2:]), 1)
+    def operands(self):
+        return [array.reshape(-1, array.shape[-1]) for array in self.arrays]
+
+    def unpack(self, kernel):
+        return kernel.reshape(-1, kernel.shape[-1])
+
+    def pack(self, contracted):
+        return contracted.reshape(*self.arrays[0].shape[:-1], -1)

@@ -27,6 +27,7 @@ class TuckerFactors(Factors):
     """
 
     form = "tucker"
+    equation = "11sp,ijpq,11qt->ijst"
     stages = (Stage("conv", ()), Stage("conv", (0, 1)), Stage("conv", ()))
     rank_count = 2
 
@@ -65,10 +66,6 @@ class TuckerFactors(Factors):
         u, v = u.astype(kernel.dtype), v.astype(kernel.dtype)
         core = _project_inputs(kernel @ v, u)
         return cls((u[None, None], core, v.T[None, None]))
-
-    def reconstruct(self):
-        first, core, last = self.arrays
-        return np.einsum("sp,ijpq,qt->ijst", first[0, 0], core, last[0, 0], optimize=True)
 
 
 def hooi(kernel, rank):

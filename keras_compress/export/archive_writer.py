@@ -53,6 +53,10 @@ class ArchivedWeight:
 class Archive:
     """What `save_archive` returns: prints as a table.
 
+    Sizes are compared with the arrays that the layers hold, so that the codes of a
+    `kc.layers.CodebookDense` count as the bytes that they are already, not as the floats that they
+    stand for.
+
     Args:
         path: The file.
         nbytes: Its size.

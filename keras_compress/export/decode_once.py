@@ -4,6 +4,9 @@ Steady state: READ_VARIABLE copies the variable and FULLY_CONNECTED runs its hyb
 copy is a quarter of the float one, and the int8 kernel several times faster than float.
 """
 
+import functools
+import math
+
 import numpy as np
 
 from keras_compress.export.flatbuffer import Subgraph
@@ -224,13 +227,13 @@ def hashed_weights(site, ints, scale, seed, shape):
         ints: int8 vector, one entry a bucket.
         scale: Scalar.
         seed: Seed of the hash.
-        shape: `(inputs, outputs)` of the kernel.
+        shape: Shape of the kernel, outputs last.
 
     Returns:
         The int8 weights `(outputs, inputs)` at the site.
     """
     decoder = Decoder(site)
-    rows = (shape[1], shape[0])
+    rows = (shape[-1], math.prod(shape[:-1]))
     if not decoder.done:
         decoder.assign(_decode_hash(decoder, ints, seed, shape))
     return decoder.read(rows, scale)
@@ -238,12 +241,13 @@ def hashed_weights(site, ints, scale, seed, shape):
 
 def _decode_hash(decoder, ints, seed, shape):
     site = decoder.site
-    rows = (shape[1], shape[0])
-    by_input, by_output = (vector.view(np.int32) for vector in axis_hashes(shape, seed))
+    rows = (shape[-1], math.prod(shape[:-1]))
+    *inner, by_output = axis_hashes(shape, seed)
+    by_input = functools.reduce(np.add.outer, inner).ravel().view(np.int32)
     total = _binary(
         decoder,
         "ADD",
-        decoder.constant("by_output", by_output[:, None]),
+        decoder.constant("by_output", by_output.view(np.int32)[:, None]),
         decoder.constant("by_input", by_input[None]),
         rows,
         site.schema.AddOptionsT(),

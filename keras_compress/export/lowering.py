@@ -141,8 +141,14 @@ def _(kernel: VectorCodebookKernel, site, geometry, optimize_for):
 @lower.register
 def _(kernel: HashedKernel, site, geometry, optimize_for):
     ints, step = nearest_grid(kernel.values)
+    slow = optimize_for == "latency" and not _is_pointwise(kernel.shape, geometry)
+    if slow or not _runs_as_rows(site, kernel.shape, geometry):
+        whole = HashedKernel(ints, kernel.seed, kernel.shape).dense()
+        outcome = lower(GridKernel(whole, step), site, geometry, "latency")
+        return dataclasses.replace(outcome, form=f"{outcome.form}, hashed before")
+    inputs = _rows_of_inputs(site, kernel.shape, geometry)
     weights = hashed_weights(site, ints, step, kernel.seed, kernel.shape)
-    _emit_fully_connected(site, site.input, weights, version=5)
+    _emit_fully_connected(site, inputs, weights, version=5)
     return Outcome(f"{len(ints):,} int8 values, hashed once", _VARIABLE)
 
 

@@ -16,6 +16,7 @@ from keras_compress.layers.fake_quant_batch_normalization import FakeQuantBatchN
 from keras_compress.layers.fake_quant_conv2d import FakeQuantConv2D
 from keras_compress.layers.fake_quant_dense import FakeQuantDense
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
+from keras_compress.layers.hashed_conv2d import HashedConv2D
 from keras_compress.layers.hashed_dense import HashedDense
 from keras_compress.layers.lazy_dense import LazyDense
 from keras_compress.layers.ldr_dense import LDRDense
@@ -50,6 +51,7 @@ __all__ = [
     "FakeQuantConv2D",
     "FakeQuantDense",
     "FakeQuantDepthwiseConv2D",
+    "HashedConv2D",
     "HashedDense",
     "LDRDense",
     "LazyDense",

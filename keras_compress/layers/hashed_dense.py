@@ -1,23 +1,14 @@
 """HashedDense: a dense layer whose weights are drawn from a short vector by a hash."""
 
-import math
-
 import keras
-from keras import ops
 
-from keras_compress import validation
-from keras_compress.layers.base import initializer_stddev
 from keras_compress.layers.compressed_dense import CompressedDense
-from keras_compress.layers.stored_kernel import HashedKernel
+from keras_compress.layers.hashed_weights import HashedWeights
 from keras_compress.layers.stored_layers import StoredDense
-from keras_compress.sharing.hashing import (
-    expand_values_tensor,
-    fit_values,
-)
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
-class HashedDense(CompressedDense):
+class HashedDense(HashedWeights, CompressedDense):
     """Dense layer whose kernel shares few free weights, as a hash says (HashedNets).
 
     The kernel is `V[i, j] = w[h(i, j)] * xi(i, j)`: a vector `w` of
@@ -31,8 +22,15 @@ class HashedDense(CompressedDense):
     than the dense layer's, by the hash, the gather and the bucket sum; none of them grows with the
     batch. `expand()` gives the stock layer.
 
+    With `num_hashes` of U each entry fetches U values by independent hashes, and a network that all
+    entries share recovers it from them (functional hashing): more distinct values than K, for a few
+    weights that do not grow with the layer. It pays off in the `.keras` file and `storage_bits`
+    alone: the .tflite stores the kernel that comes out, dense.
+
     `from_layer` gives each bucket the mean of `xi * kernel` over it, the least-squares optimum. A
-    trained kernel has no reason to agree within a bucket: expect to fine-tune.
+    trained kernel has no reason to agree within a bucket: expect to fine-tune. With several hashes
+    the values are the least-squares optimum of their sums, and the network starts from random
+    hidden layers and the best last one.
 
     Args:
         units: Size of the output.
@@ -40,6 +38,10 @@ class HashedDense(CompressedDense):
         use_bias: Whether a bias is added. It is not hashed.
         compression: Free weights over kernel entries, in (0, 1].
         seed: Seed of the hash, an integer in [0, 2**32). A trained layer is of no use with another.
+        num_hashes: Values that each entry of the kernel fetches.
+        reconstruction: Sizes of the hidden layers (tanh) of the network that recovers an entry: `()`
+            is a linear one. `None`: no network, but the sum over the hashes divided by the root of
+            their number.
         kernel_initializer: Spread of the kernel: `w` is normal with its standard deviation.
         **kwargs: The other arguments of `keras.layers.Dense`; regularizer and constraint of the
             kernel act on `w`.
@@ -51,11 +53,13 @@ class HashedDense(CompressedDense):
         `(batch, ..., units)`.
 
     Raises:
-        ValueError: if `compression` is not in (0, 1] or `seed` not an integer in [0, 2**32).
+        ValueError: if `compression` is not in (0, 1], `seed` not an integer in [0, 2**32), or
+            `num_hashes` or a size in `reconstruction` not a positive integer.
 
     Reference:
         Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing
         Trick", 2015.
+        Shi, Feng, Zhu, "Functional Hashing for Compressing Neural Networks", 2016.
 
     Example:
 
@@ -67,6 +71,8 @@ class HashedDense(CompressedDense):
     True
     """
 
+    stored_form = StoredDense
+
     def __init__(
         self,
         units,
@@ -75,67 +81,17 @@ class HashedDense(CompressedDense):
         *,
         compression=1 / 8,
         seed=0,
+        num_hashes=1,
+        reconstruction=None,
         **kwargs,
     ):
-        super().__init__(units, activation=activation, use_bias=use_bias, **kwargs)
-        self.compression = _check_compression(compression, self)
-        self.seed = validation.seed(seed, self)
-
-    def build_kernel(self, input_channels):
-        sigma = initializer_stddev(self.kernel_initializer, input_channels, self.units)
-        self.values = self.add_kernel_weight(
-            "values",
-            (_bucket_count(self.compression, input_channels * self.units),),
-            self.normal_initializer(sigma),
+        super().__init__(
+            units,
+            activation=activation,
+            use_bias=use_bias,
+            compression=compression,
+            seed=seed,
+            num_hashes=num_hashes,
+            reconstruction=reconstruction,
+            **kwargs,
         )
-
-    def call(self, inputs, training=None):
-        return self.add_bias_and_activate(self.apply_kernel(inputs, training))
-
-    def apply_kernel(self, inputs, training=None):
-        # Not fused in inference, so that saved graphs run without XLA.
-        kernel = expand_values_tensor(
-            ops.convert_to_tensor(self.values),
-            self.kernel_shape(self.input_channels),
-            self.seed,
-            bool(training),
-        )
-        return ops.matmul(inputs, kernel)
-
-    def reconstruct_kernel(self):
-        return self._stored_kernel().dense()
-
-    def _stored_kernel(self):
-        return HashedKernel(
-            ops.convert_to_numpy(self.values), self.seed, self.kernel_shape(self.input_channels)
-        )
-
-    def export_form(self):
-        """The values alone, as int8, hashed into the kernel when the .tflite is loaded."""
-        return StoredDense.of(self, self._stored_kernel())
-
-    @classmethod
-    def fit_kernel(cls, kernel, *, compression=1 / 8, seed=0):
-        """Fits the values by least squares: bucket means.
-
-        Args:
-            kernel: Array `(input_dim, units)`.
-            compression: As for the layer.
-            seed: As for the layer.
-        """
-        compression = _check_compression(compression, cls.__name__)
-        seed = validation.seed(seed, cls.__name__)
-        values = fit_values(kernel, _bucket_count(compression, kernel.size), seed)
-        return {"compression": compression, "seed": seed}, [values]
-
-    def get_config(self):
-        return {**super().get_config(), "compression": self.compression, "seed": self.seed}
-
-
-def _check_compression(compression, owner):
-    return validation.number("compression", compression, 0, 1, low_open=True, owner=owner)
-
-
-def _bucket_count(compression, entries):
-    # Rounded first: 0.07 * 100 is a little more than 7.
-    return max(1, math.ceil(round(compression * entries, 6)))

@@ -124,7 +124,7 @@ class HashedKernel:
     Attributes:
         values: float32 vector, one value a bucket.
         seed: Seed of the hash.
-        shape: Shape of the kernel.
+        shape: Shape of the kernel, in Keras's layout.
     """
 
     values: np.ndarray

@@ -118,12 +118,12 @@ def latency_table(model, widths=(0.25, 0.5, 1.0), *, quantize=None, threads=1, r
 
     For `kc.pruning.Budget(latency=0.5, latency_table=table)`. Measured are Dense layers,
     convolutions without groups, transposed, depthwise and separable ones; what else the model has
-    is left out of the budget. Layers that are alike are measured once. This exports
-    `len(widths)**2` models of one layer for each kind: some seconds to minutes.
+    is left out of the budget. Layers that are alike are measured once. This exports up to
+    `len(widths)**2` models for each kind of layer: some seconds to minutes.
 
     Args:
         model: A built Sequential or functional model, nested ones included. It is not changed.
-        widths: Shares of the channels to measure at, each in (0, 1].
+        widths: Shares of the channels to measure at, each in (0, 1]; all of them always are.
         quantize: As of `kc.export.to_tflite`, without calibration: `None`, `"float16"` or
             `"dynamic"`.
         threads: Threads of each interpreter.

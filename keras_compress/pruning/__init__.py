@@ -4,6 +4,7 @@ import importlib
 import sys
 import types
 
+from keras_compress.budget import Budget
 from keras_compress.pruning.dropout import retraining_dropout_rate
 from keras_compress.pruning.masks import magnitude_mask, mask_from_scores
 from keras_compress.pruning.pruning_mask import PruningMask
@@ -56,7 +57,6 @@ __all__ = [
 ]
 
 _OF_MODELS = {
-    "Budget": "choice",
     "ChannelGraph": "surgery",
     "ParticleFilter": "particle_filter",
     "RandomMaskSearch": "random_mask_search",

@@ -14,9 +14,14 @@ mix of the seed and the shape. Each `mix` of one axis is a vector, so that the l
 addition, one `mix` and one `mod`. Only ADD, MUL, XOR, RIGHT_SHIFT and FLOOR_MOD on int32 are
 needed, which LiteRT has as builtins too.
 
+Functional hashing fetches several values for each entry, by independent hashes, and recovers the
+entry from them: `V[i, j] = f(xi_1 w[h_1(i, j)], ..., xi_U w[h_U(i, j)])`, with `f` a small network
+that all entries share.
+
 Reference:
     Chen, Wilson, Tyree, Weinberger, Chen, "Compressing Neural Networks with the Hashing Trick",
     2015. The mixing constants are Wellons's `lowbias32`, 2018.
+    Shi, Feng, Zhu, "Functional Hashing for Compressing Neural Networks", 2016.
 """
 
 import functools
@@ -24,6 +29,7 @@ import functools
 import keras
 import numpy as np
 from keras import ops
+from scipy.sparse.linalg import LinearOperator, lsqr
 
 from keras_compress import validation
 
@@ -134,6 +140,44 @@ def expand_values_tensor(values, shape, seed, fused=False):
     return expanded(ops.concatenate([values, ops.negative(values)]))
 
 
+def hash_seeds(seed, count):
+    """Seeds of independent hashes, the first of which is the seed itself."""
+    state = _uint32(validation.seed(seed))
+    return [int(seed), *(int(_mix(state + _uint32(u * _GOLDEN))[0]) for u in range(1, count))]
+
+
+def fetch_values(values, shape, seeds):
+    """What each entry fetches, as a numpy array of that shape and a last axis of the hashes."""
+    return np.stack([expand_values(values, shape, seed) for seed in seeds], axis=-1)
+
+
+def recover(fetched, network):
+    """The virtual array, in numpy: see `recover_tensor`."""
+    hidden = np.reshape(fetched, (-1, fetched.shape[-1]))
+    return ops.convert_to_numpy(recover_tensor(hidden, network)).reshape(fetched.shape[:-1])
+
+
+def recover_tensor(fetched, network):
+    """Applies the network to the last axis of what was fetched, and drops it.
+
+    Args:
+        fetched: Tensor `(..., hashes)`.
+        network: List of weights and biases in turn, layer by layer; tanh between layers, one output
+            at the end. An empty list is the sum over the hashes, divided by the root of their
+            number.
+
+    Returns:
+        Tensor `(...)`.
+    """
+    if not network:
+        return ops.sum(fetched, axis=-1) * fetched.shape[-1] ** -0.5
+    for layer in range(0, len(network), 2):
+        if layer:
+            fetched = ops.tanh(fetched)
+        fetched = ops.add(ops.matmul(fetched, network[layer]), network[layer + 1])
+    return fetched[..., 0]
+
+
 def fit_values(array, buckets, seed):
     """The values whose virtual array is nearest to `array` in the least-squares sense.
 
@@ -152,6 +196,36 @@ def fit_values(array, buckets, seed):
     sums = np.bincount(index, weights=(sign * array).ravel(), minlength=buckets)
     counts = np.bincount(index, minlength=buckets)
     return (sums / np.maximum(counts, 1)).astype("float32")
+
+
+def fit_fetched_values(array, buckets, seeds):
+    """The values whose fetched sums, as `recover` makes them, are nearest to `array`.
+
+    Least squares by conjugate gradients; for one hash they are the means of `fit_values`.
+
+    Args:
+        array: numpy array.
+        buckets: Number of buckets.
+        seeds: Seeds of the hashes.
+
+    Returns:
+        float32 vector with `buckets` entries.
+    """
+    if len(seeds) == 1:
+        return fit_values(array, buckets, seeds[0])
+    hashes = [buckets_and_signs(array.shape, buckets, seed) for seed in seeds]
+    pairs = [(h.ravel(), xi.ravel() * len(seeds) ** -0.5) for h, xi in hashes]
+
+    def gathered(values):
+        return sum(values[h] * xi for h, xi in pairs)
+
+    def bucket_sum(entries):
+        return sum(np.bincount(h, weights=xi * entries, minlength=buckets) for h, xi in pairs)
+
+    design = LinearOperator(
+        (array.size, buckets), matvec=gathered, rmatvec=bucket_sum, dtype="float64"
+    )
+    return lsqr(design, array.ravel(), atol=1e-8, btol=1e-8, iter_lim=100)[0].astype("float32")
 
 
 @functools.lru_cache(maxsize=128)

@@ -10,9 +10,15 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
+from scipy import stats
 
 from keras_compress.layers import HashedDense
-from keras_compress.sharing.hashing import buckets_and_signs, expand_values
+from keras_compress.sharing.hashing import (
+    buckets_and_signs,
+    expand_values,
+    hash_seeds,
+    signed_buckets,
+)
 
 on_tensorflow = pytest.mark.skipif(
     keras.backend.backend() != "tensorflow", reason="export needs the TensorFlow backend"
@@ -117,6 +123,7 @@ def test_from_layer_recovers_a_hashed_layer():
 SCRIPT = """
 import hashlib, numpy as np
 from keras import ops
+from scipy import stats
 from keras_compress.layers import HashedDense
 layer = HashedDense(48, compression=1 / 16, seed=123)
 layer.build((None, 64))
@@ -236,3 +243,168 @@ def test_tflite_with_dense_storage_is_one_stock_layer():
     lite = to_tflite(model, storage="dense")
     assert lite.ops == ["FULLY_CONNECTED"]
     np.testing.assert_allclose(lite.predict(x), model.predict(x, verbose=0), atol=1e-4)
+
+
+def functional(inputs=24, units=12, **arguments):
+    return built(inputs, units, **{"compression": 0.1, "num_hashes": 3, **arguments})
+
+
+def recovered_by_the_definition(layer):
+    """V[i, j] = f(xi_1 w[h_1(i, j)], ..., xi_U w[h_U(i, j)]), entry by entry."""
+    shape = (layer.input_channels, layer.units)
+    w, *network = (ops.convert_to_numpy(v).astype("float64") for v in layer.kernel_weights)
+    hashes = [
+        buckets_and_signs(shape, len(w), s) for s in hash_seeds(layer.seed, layer.num_hashes)
+    ]
+    kernel = np.zeros(shape)
+    for index in np.ndindex(*shape):
+        z = np.array([w[h[index]] * xi[index] for h, xi in hashes])
+        if layer.reconstruction is None:
+            kernel[index] = z.sum() / math.sqrt(len(z))
+            continue
+        *hidden, last, bias = network
+        for weights, offset in zip(hidden[::2], hidden[1::2], strict=True):
+            z = np.tanh(z @ weights + offset)
+        kernel[index] = (z @ last + bias)[0]
+    return kernel
+
+
+@pytest.mark.parametrize("seed", [0, 11])
+def test_shi_one_hash_and_the_linear_identity_is_hasheddense(seed):
+    plain, linear = built(seed=seed), built(seed=seed, num_hashes=1, reconstruction=())
+    weights, bias = linear.network
+    weights.assign([[1.0]])
+    linear.values.assign(plain.values)
+    x = np.random.default_rng(0).normal(size=(5, 24)).astype("float32")
+    np.testing.assert_allclose(linear(x), plain(x), atol=1e-6)
+    assert weights.shape == (1, 1) and bias.shape == (1,)
+
+
+@pytest.mark.parametrize("reconstruction", [None, (), (8,), (5, 3)])
+def test_shi_layer_equals_the_loop_over_entries(reconstruction):
+    layer = functional(reconstruction=reconstruction, seed=4, use_bias=False)
+    rng = np.random.default_rng(0)
+    for weight in layer.network:
+        weight.assign(rng.normal(size=weight.shape))
+    expected = recovered_by_the_definition(layer)
+    x = rng.normal(size=(5, 24)).astype("float32")
+    np.testing.assert_allclose(layer.reconstruct_kernel(), expected, atol=1e-5)
+    for training in (False, True):
+        np.testing.assert_allclose(layer(x, training=training), x @ expected, atol=1e-4)
+
+
+def test_shi_params_are_k_and_a_network_that_does_not_grow_with_the_layer():
+    sizes = []
+    for inputs, units in ((24, 12), (240, 120)):
+        layer = functional(inputs, units, reconstruction=(8,), use_bias=False)
+        k = math.ceil(round(0.1 * inputs * units, 6))
+        assert layer.values.shape == (k,)
+        sizes.append(layer.count_params() - k)
+        assert layer.storage_bits() == 32 * layer.count_params()
+    assert sizes == [3 * 8 + 8 + 8 + 1] * 2
+
+
+@pytest.mark.parametrize("reconstruction", [None, (4,)])
+def test_shi_gradient_is_the_bucket_sum_over_all_hashes(reconstruction):
+    layer = HashedDense(
+        12, compression=0.1, num_hashes=3, reconstruction=reconstruction, use_bias=False
+    )
+    model = keras.Sequential([keras.Input((24,)), layer])
+    rng = np.random.default_rng(0)
+    x, y = (rng.normal(size=(8, n)).astype("float32") for n in (24, 12))
+    w, *network = (ops.convert_to_numpy(v).astype("float64") for v in layer.kernel_weights)
+    kernel = recovered_by_the_definition(layer)
+    upstream = x.T @ (2 * (x @ kernel - y) / y.size)
+    hashes = [buckets_and_signs((24, 12), len(w), s) for s in hash_seeds(0, 3)]
+    z = np.stack([w[h] * xi for h, xi in hashes], axis=-1)
+    if reconstruction is None:
+        slopes = np.full(z.shape, 1 / math.sqrt(3))
+    else:
+        hidden = np.tanh(z @ network[0] + network[1])
+        slopes = ((1 - hidden**2) * network[2][:, 0]) @ network[0].T
+    expected = np.zeros(len(w))
+    for u, (h, xi) in enumerate(hashes):
+        np.add.at(expected, h, xi * slopes[..., u] * upstream)
+    model.compile(keras.optimizers.SGD(1.0), "mse")
+    model.train_on_batch(x, y)
+    np.testing.assert_allclose(w - ops.convert_to_numpy(layer.values), expected, atol=1e-5)
+
+
+def test_shi_kernel_has_more_distinct_values_than_weights():
+    k = built(compression=0.1).values.shape[0]
+    plain = np.abs(built(compression=0.1).reconstruct_kernel())
+    several = np.abs(functional(reconstruction=(8,)).reconstruct_kernel())
+    assert len(np.unique(plain.round(6))) <= k < len(np.unique(several.round(6))) / 5
+
+
+def test_hashes_of_one_layer_are_independent():
+    seeds = hash_seeds(7, 4)
+    assert seeds[0] == 7 and len(set(seeds)) == 4
+    hashed = [signed_buckets((64, 64), 8, seed) for seed in seeds]
+    for i in range(4):
+        for j in range(i):
+            table = np.bincount((16 * hashed[i] + hashed[j]).ravel(), minlength=256)
+            assert stats.chisquare(table).pvalue > 1e-3
+
+
+def test_fit_of_several_hashes_is_the_least_squares_optimum():
+    dense = keras.layers.Dense(12)
+    dense.build((None, 24))
+    kernel = ops.convert_to_numpy(dense.kernel)
+    layer = HashedDense.from_layer(dense, compression=0.25, num_hashes=3)
+    design = np.zeros((kernel.size, 72))
+    for seed in hash_seeds(0, 3):
+        h, xi = buckets_and_signs((24, 12), 72, seed)
+        np.add.at(design, (np.arange(kernel.size), h.ravel()), xi.ravel() / math.sqrt(3))
+    expected = np.linalg.lstsq(design, kernel.ravel(), rcond=None)[0]
+    np.testing.assert_allclose(layer.values, expected, atol=1e-5)
+
+
+def test_fitted_network_is_no_worse_than_the_plain_sum():
+    dense = keras.layers.Dense(40)
+    dense.build((None, 60))
+    kernel = ops.convert_to_numpy(dense.kernel)
+    errors = [
+        np.linalg.norm(
+            HashedDense.from_layer(
+                dense, num_hashes=3, reconstruction=reconstruction
+            ).reconstruct_kernel()
+            - kernel
+        )
+        for reconstruction in (None, (), (8,))
+    ]
+    assert errors[1] < 1.001 * errors[0] and errors[2] < 1.02 * errors[0]
+
+
+@pytest.mark.parametrize("reconstruction", [None, (), (16,), (16, 8)])
+def test_shi_initial_spread_is_that_of_the_virtual_kernel(reconstruction):
+    keras.utils.set_random_seed(0)
+    spreads = [
+        np.std(functional(128, 64, reconstruction=reconstruction).reconstruct_kernel())
+        for _ in range(6)
+    ]
+    assert np.mean(spreads) == pytest.approx(math.sqrt(2 / 192), rel=0.35)
+
+
+@on_tensorflow
+def test_shi_tflite_is_the_dense_layer():
+    from keras_compress.export import to_tflite
+
+    layer = HashedDense(64, num_hashes=2, reconstruction=(4,))
+    model = keras.Sequential([keras.Input((32,)), layer])
+    x = np.random.default_rng(0).normal(size=(2, 32)).astype("float32")
+    lite = to_tflite(model, calibration=x)
+    assert lite.ops == ["FULLY_CONNECTED"] and lite.max_error < 1e-5
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"num_hashes": 0}, "`num_hashes` must be a positive integer"),
+        ({"reconstruction": 8}, "`reconstruction` must be a sequence"),
+        ({"reconstruction": (8, 0)}, r"`reconstruction\[1\]` must be a positive integer"),
+    ],
+)
+def test_bad_functional_arguments_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"HashedDense: {message}"):
+        HashedDense(12, **arguments)

@@ -91,6 +91,13 @@ def test_budgets_are_met_by_the_fewest_channels(what):
     assert cost(kept) <= limit < cost(select(graph, scores, number - 1))
 
 
+def test_params_equal_those_of_the_pruned_model():
+    graph = ChannelGraph(mixed())
+    cost = cost_of("params", graph)
+    kept = half(graph)
+    assert cost(kept) == cut(graph, kept).count_params()
+
+
 def test_a_table_goes_with_latency():
     with pytest.raises(ValueError, match="`latency_table` goes with latency="):
         Budget(macs=0.5, latency_table=object())

@@ -14,6 +14,13 @@ RNG = np.random.default_rng(0)
 DataFree = kc.pruning.criteria.DataFree
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same numbers for a test, whichever others run."""
+    keras.utils.set_random_seed(0)
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def array(variable):
     return keras.ops.convert_to_numpy(variable).astype("float64")
 

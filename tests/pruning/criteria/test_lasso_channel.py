@@ -11,6 +11,13 @@ RNG = np.random.default_rng(0)
 LassoChannel = kc.pruning.criteria.LassoChannel
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same numbers for a test, whichever others run."""
+    keras.utils.set_random_seed(0)
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def model_and_data():
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.Conv2D(8, 3, activation="relu", name="maker")(inputs)

@@ -12,6 +12,13 @@ RNG = np.random.default_rng(0)
 ThiNet = kc.pruning.criteria.ThiNet
 
 
+@pytest.fixture(autouse=True)
+def _seeded():
+    """The same numbers for a test, whichever others run."""
+    keras.utils.set_random_seed(0)
+    RNG.bit_generator.state = np.random.default_rng(0).bit_generator.state
+
+
 def conv_model(channels=6):
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.Conv2D(channels, 3, activation="relu", name="maker")(inputs)
