@@ -195,18 +195,15 @@ def saliency(seeds, sparsities=(0.5, 0.7, 0.8)):
             ]
         )
         fit(model, (x, y), 40, 5e-3)
-
-        def rise(pruned, whole=float(loss(y, model(x)))):
-            return float(loss(y, pruned(x))) - whole
-
+        whole = float(loss(y, model(x)))
         for s in sparsities:
-            magnitude = kc.pruning.prune_weights(model, "magnitude", s)
-            obd = kc.pruning.prune_weights(
-                model, kc.pruning.criteria.OptimalBrainDamage(), s, data=(x, y)
-            )
-            rises[s]["magnitude"].append(rise(magnitude))
-            rises[s]["OBD"].append(rise(obd))
-            rises[s]["OBS"].append(rise(kc.pruning.obs_prune(model, s, (x, y))))
+            pruned = {
+                "magnitude": kc.pruning.prune_weights(model, "magnitude", s),
+                "OBD": kc.pruning.prune_weights(model, "obd", s, data=(x, y)),
+                "OBS": kc.pruning.obs_prune(model, s, (x, y)),
+            }
+            for name, other in pruned.items():
+                rises[s][name].append(float(loss(y, other(x))) - whole)
     return rises
 
 
@@ -248,7 +245,8 @@ def surgery():
 def mean_change(pairs):
     before, after = 100 * np.array(pairs).T
     spread = np.ptp(after - before)
-    return f"{before.mean():.2f} to {after.mean():.2f} % ({(after - before).mean():+.2f}, {spread:.2f})"
+    change = (after - before).mean()
+    return f"{before.mean():.2f} to {after.mean():.2f} % ({change:+.2f}, {spread:.2f})"
 
 
 def rows(results):

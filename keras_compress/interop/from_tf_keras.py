@@ -20,8 +20,8 @@ def from_tf_keras(model, custom_objects=None):
     Sequential and functional models, nested ones, shared layers, several inputs and outputs. Layer
     names stay (with "_" for "/"), and so do inputs and outputs in their structure. TensorFlow
     functions in the graph (`tf.nn.relu(x)`, `x + y`, `x[:, 0]`, `tf.reshape(x, ...)`) become
-    operations of `keras.ops`; a `Lambda` keeps its function, which on other backends than TensorFlow
-    must not call TensorFlow.
+    operations of `keras.ops`. A `Lambda` keeps its function: off the TensorFlow backend, one that
+    calls TensorFlow is an error.
 
     What tensorflow-model-optimization wraps is unwrapped; its `strip_pruning` and
     `strip_clustering` need not be called:

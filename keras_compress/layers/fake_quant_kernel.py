@@ -279,7 +279,7 @@ class FakeQuantKernel:
 
 
 def batch_norm_affine(batch_norm, bias=None):
-    """`(scale, offset)` of each channel: what a batch normalisation makes of a product and its bias.
+    """`(scale, offset)` of each channel: what a batch normalisation makes of a product and bias.
 
     In inference, it gives `product * scale + offset`.
 
