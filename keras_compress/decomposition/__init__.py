@@ -1,5 +1,10 @@
 """Decompositions of trained kernels: `kc.decomposition`."""
 
+import importlib
+import sys
+import types
+
+from keras_compress.budget import Budget
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.decompose import FORMS, decompose
 from keras_compress.decomposition.displacement import (
@@ -12,7 +17,10 @@ from keras_compress.decomposition.displacement import (
 from keras_compress.decomposition.evbmf import EVBMFResult, evbmf
 from keras_compress.decomposition.factors import Factors
 from keras_compress.decomposition.ranks import EVBMF, Energy, RankPolicy
+from keras_compress.decomposition.separable_basis import SeparableBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
+from keras_compress.decomposition.spatial_channel import SpatialChannelFactors
+from keras_compress.decomposition.structured import project_s4, s4_patterns
 from keras_compress.decomposition.svd import SVDFactors
 from keras_compress.decomposition.tensor_train import (
     balanced_modes,
@@ -23,6 +31,7 @@ from keras_compress.decomposition.tensor_train import (
 from keras_compress.decomposition.tucker import TuckerFactors
 
 __all__ = [
+    "Budget",
     "CPFactors",
     "EVBMF",
     "EVBMFResult",
@@ -31,6 +40,8 @@ __all__ = [
     "Factors",
     "RankPolicy",
     "SVDFactors",
+    "SeparableBasisFactors",
+    "SpatialChannelFactors",
     "SpatialFactors",
     "TuckerFactors",
     "balanced_modes",
@@ -40,8 +51,33 @@ __all__ = [
     "displacement_matvec",
     "displacement_to_matrix",
     "evbmf",
+    "factorize",
     "fit_displacement",
+    "project_s4",
+    "s4_patterns",
     "stein_to_matrix",
     "tt_svd",
     "tt_to_matrix",
 ]
+
+
+_OF_MODELS = {"factorize": "factorize"}
+
+
+def __getattr__(name):
+    # On first use: these need the layers, which need the algebra here.
+    if name not in _OF_MODELS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_OF_MODELS[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+class _Package(types.ModuleType):
+    def __setattr__(self, name, value):
+        # Importing a submodule sets it here, where it would hide the function of the same name.
+        if name not in _OF_MODELS or not isinstance(value, types.ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

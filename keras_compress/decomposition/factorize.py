@@ -10,7 +10,7 @@ from keras_compress.decomposition.allocation import RankCurve, greedy_ranks
 from keras_compress.decomposition.decompose import FORMS
 from keras_compress.decomposition.factorization import FactorizedLayer, Factorization
 from keras_compress.decomposition.objectives import OBJECTIVES, objective_of
-from keras_compress.decomposition.ranks import rank_policy
+from keras_compress.decomposition.ranks import Energy, rank_policy, resolve_rank
 from keras_compress.decomposition.sites import sites_of
 
 #: Names under which the literature knows a form.
@@ -294,9 +294,12 @@ def _fitted(site, forms, rank, goal, fitted, named):
 
 def _ranks(site, form, rank, goal, leading, fitted):
     if goal is None:
-        return FORMS[form].resolve_rank(rank, site.kernel, f"{OWNER}: layer '{site.name}'") if (
-            not fitted.shares_energy(form, rank)
-        ) else fitted.energy_rank(site, form, rank)
+        owner = f"{OWNER}: layer '{site.name}'"
+        if isinstance(rank_policy(rank, owner), Energy):
+            # Of what the objective measures.
+            limits = FORMS[form].limits(site.kernel_shape)
+            return resolve_rank(rank, limits, lambda: fitted.spectra(site, form), owner)
+        return FORMS[form].resolve_rank(rank, site.kernel, owner)
     if leading:
         return goal.ranks
     ranks = greedy_ranks([_curve(site, form, goal.what, fitted)], goal.cost)

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 
+from keras_compress import validation
 from keras_compress.decomposition.linalg import squared_spectrum
 from keras_compress.decomposition.ranks import resolve_rank
 
@@ -154,3 +155,18 @@ class Factors:
 
     def __repr__(self):
         return f"{type(self).__name__}(rank={self.rank}, params={self.params()})"
+
+
+def check_factors(factors, kernel, owner=None):
+    """Raises `ValueError` unless `factors` are `Factors` of a kernel of the shape of `kernel`."""
+    if not isinstance(factors, Factors):
+        raise ValueError(
+            f"{validation.prefix(owner)}`factors` must be what kc.decomposition.decompose gives; "
+            f"got {type(factors).__name__}."
+        )
+    shape = factors.reconstruct().shape
+    if shape != np.shape(kernel):
+        raise ValueError(
+            f"{validation.prefix(owner)}`factors` stand for a kernel of the shape {shape}; the "
+            f"layer's is {np.shape(kernel)}. Decompose the kernel of this layer."
+        )

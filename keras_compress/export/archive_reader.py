@@ -1,5 +1,6 @@
 """`load_archive` and `archive_to_tflite`: a .kcz file back to a model, and on to LiteRT."""
 
+import contextlib
 import math
 import pathlib
 
@@ -67,15 +68,16 @@ def load_archive(path, max_bytes=None):
             "a file of this size. If you trust it, give a larger `max_bytes`."
         )
     model = build_model(config, declared, str(path))
-    forms = forms_of(model)
-    _check_forms(records, forms, path)
-    load_state(
-        model,
-        (
-            (name, decode(record.kind, record.payload, *form))
-            for (name, form), record in zip(forms.items(), records, strict=True)
-        ),
-    )
+    with _blamed_on(path):
+        forms = forms_of(model)
+        _check_forms(records, forms, path)
+        load_state(
+            model,
+            (
+                (name, decode(record.kind, record.payload, *form))
+                for (name, form), record in zip(forms.items(), records, strict=True)
+            ),
+        )
     return model
 
 
@@ -107,6 +109,18 @@ def archive_to_tflite(path, out=None, **options):
     ['FULLY_CONNECTED']
     """
     return to_tflite(load_archive(path), out, **options)
+
+
+@contextlib.contextmanager
+def _blamed_on(path):
+    """Makes what goes wrong with a layer of an odd configuration an error of the file."""
+    try:
+        yield
+    except (ArchiveError, OSError):
+        # A full disk is no fault of the file.
+        raise
+    except Exception as error:
+        raise ArchiveError(f"{path}: its weights do not go into its model: {error}") from error
 
 
 class _Record:

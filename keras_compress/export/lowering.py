@@ -224,7 +224,7 @@ def _fully_connected(site, inputs, kernel):
 def _convolution(site, kernel, geometry):
     filters = np.ascontiguousarray(np.moveaxis(kernel.ints, -1, 0))
     weights = site.constant("kernel", filters, _scales(kernel, 8))
-    _emit_convolution(site, weights, geometry, _VERSIONS["CONV_2D"][8])
+    emit_convolution(site, weights, geometry, _VERSIONS["CONV_2D"][8])
     return Outcome("int8", "CONV_2D int8")
 
 
@@ -298,7 +298,7 @@ def emit_product(site, weights, geometry):
     if geometry is None:
         _emit_fully_connected(site, site.input, weights, version=1)
         return "FULLY_CONNECTED"
-    _emit_convolution(site, weights, geometry, version=1)
+    emit_convolution(site, weights, geometry, version=1)
     return "CONV_2D"
 
 
@@ -310,7 +310,7 @@ def _emit_fully_connected(site, inputs, weights, version):
     site.emit("FULLY_CONNECTED", operands, [site.output], options, version)
 
 
-def _emit_convolution(site, weights, geometry, version):
+def emit_convolution(site, weights, geometry, version):
     bias = site.bias
     if bias == -1:
         bias = site.constant("bias", np.zeros(site.output_shape[-1], "float32"))

@@ -15,21 +15,14 @@ def patches(site, kernel_size, geometry):
     schema = site.schema
     batch, *size, channels = site.signature(site.input)
     out = site.output_shape[1:3]
-    spans = [(k - 1) * d for k, d in zip(kernel_size, geometry.dilation_rate, strict=True)]
     inputs = site.input
-    if geometry.padding == "same":
-        totals = [
-            max(0, (o - 1) * stride + span + 1 - length)
-            for o, stride, span, length in zip(out, geometry.strides, spans, size, strict=True)
-        ]
-        if any(totals):
-            padding = [[0, 0], *([t // 2, t - t // 2] for t in totals), [0, 0]]
-            size = [length + total for length, total in zip(size, totals, strict=True)]
-            padded = site.value("padded", [batch, *size, channels])
-            site.emit(
-                "PAD", [inputs, site.indices("padding", padding)], [padded], schema.PadOptionsT()
-            )
-            inputs = padded
+    totals = border(site, kernel_size, geometry)
+    if any(totals):
+        padding = [[0, 0], *([t // 2, t - t // 2] for t in totals), [0, 0]]
+        size = [length + total for length, total in zip(size, totals, strict=True)]
+        padded = site.value("padded", [batch, *size, channels])
+        site.emit("PAD", [inputs, site.indices("padding", padding)], [padded], schema.PadOptionsT())
+        inputs = padded
     parts = []
     for row in range(kernel_size[0]):
         for column in range(kernel_size[1]):
@@ -40,7 +33,7 @@ def patches(site, kernel_size, geometry):
             ]
             part = site.value("part", [batch, *out, channels])
             # Batch and channels are taken whole.
-            _slice(site, inputs, part, [0, *begin, 0], [0, *end, 0], geometry.strides, 0b1001)
+            emit_slice(site, inputs, part, [0, *begin, 0], [0, *end, 0], geometry.strides, 0b1001)
             parts.append(part)
     if len(parts) == 1:
         return parts[0]
@@ -49,6 +42,28 @@ def patches(site, kernel_size, geometry):
     options.axis = 3
     site.emit("CONCATENATION", parts, [rows], options)
     return rows
+
+
+def border(site, kernel_size, geometry):
+    """Rows and columns of zeros that a convolution adds to its input.
+
+    Args:
+        site: The `Site`.
+        kernel_size: `(height, width)`.
+        geometry: `Convolution`, channels last.
+
+    Returns:
+        `(rows, columns)`, both sides together. Of an open side, the largest number.
+    """
+    if geometry.padding == "valid":
+        return (0, 0)
+    spans = [(k - 1) * d for k, d in zip(kernel_size, geometry.dilation_rate, strict=True)]
+    lengths = zip(site.signature(site.input)[1:3], geometry.strides, spans, strict=True)
+    return tuple(
+        # The last window begins at the last multiple of the stride within the input.
+        max(0, span if length == -1 else (length - 1) // stride * stride + span + 1 - length)
+        for length, stride, span in lengths
+    )
 
 
 def strided(site, strides):
@@ -63,11 +78,11 @@ def strided(site, strides):
     """
     shape = [*site.signature(site.output)[:3], site.input_shape[3]]
     part = site.value("part", shape)
-    _slice(site, site.input, part, [0] * 4, [0] * 4, strides, 0b1111)
+    emit_slice(site, site.input, part, [0] * 4, [0] * 4, strides, 0b1111)
     return part
 
 
-def _slice(site, inputs, output, begin, end, strides, mask):
+def emit_slice(site, inputs, output, begin, end, strides, mask):
     """STRIDED_SLICE that ignores begin and end of the axes in the mask."""
     options = site.schema.StridedSliceOptionsT()
     options.beginMask = options.endMask = mask

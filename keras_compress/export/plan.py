@@ -9,6 +9,7 @@ from keras_compress.convert import rebuild
 from keras_compress.export import markers
 from keras_compress.export.block_sparse import stored_entries
 from keras_compress.export.modes import STATIC
+from keras_compress.export.signs import positive
 from keras_compress.export.sparsity import encode
 from keras_compress.layers import CompressedConv2D
 from keras_compress.layers.fake_quant import FakeQuant
@@ -23,6 +24,7 @@ from keras_compress.layers.stored_kernel import (
 )
 from keras_compress.layers.stored_layers import StoredConv2D, StoredDense
 from keras_compress.matching import leaf_layers
+from keras_compress.quantizers import Sign
 
 STORAGE = ("auto", "dense", "compact")
 
@@ -44,11 +46,13 @@ class Stored:
         layer: Name of the Keras layer.
         kernel: An object of `layers.stored_kernel`.
         geometry: `Convolution`, or `None` for a dense layer.
+        signs: Whether the kernel multiplies signs: see `export.signs`.
     """
 
     layer: str
     kernel: object
     geometry: Convolution | None
+    signs: bool = False
 
 
 def full_precision(model):
@@ -100,10 +104,15 @@ def inference_form(model, storage="dense", quantize=None):
         return model, []
     stored = []
     if storage != "dense":
-        for key, form in forms.items():
-            if key not in dense and storable(form):
-                markers.mark(form, len(stored))
-                stored.append(Stored(form.name, form.stored_kernel, _geometry(form)))
+        for layer in layers:
+            form = forms.get(id(layer))
+            if id(layer) in dense or not storable(form):
+                continue
+            signs = isinstance(getattr(layer, "input_quantizer", None), Sign)
+            if signs:
+                form.input_quantizer = positive
+            markers.mark(form, len(stored))
+            stored.append(Stored(form.name, form.stored_kernel, _geometry(form), signs))
     return rebuild(model, forms), stored
 
 

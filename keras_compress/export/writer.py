@@ -3,7 +3,7 @@
 import dataclasses
 import math
 
-from keras_compress.export import lowering, markers
+from keras_compress.export import lowering, markers, signs
 from keras_compress.export.flatbuffer import Flatbuffer
 from keras_compress.export.site import Site, sites
 
@@ -48,7 +48,8 @@ def write_stored(content, stored, optimize_for):
     for number, graph, operator in sites(flatbuffer, markers.number_of):
         plan = stored[number]
         site = Site(flatbuffer, graph, operator, plan.layer, number)
-        outcome = lowering.lower(plan.kernel, site, plan.geometry, optimize_for)
+        lower = signs.lower_signs if plan.signs else lowering.lower
+        outcome = lower(plan.kernel, site, plan.geometry, optimize_for)
         site.finish()
         # A layer called twice has two places, and (its buffers shared) one set of constants.
         report.setdefault(

@@ -27,6 +27,7 @@ from keras_compress.layers.quant_dense import QuantDense
 from keras_compress.layers.quant_depthwise_conv2d import QuantDepthwiseConv2D
 from keras_compress.layers.quant_separable_conv2d import QuantSeparableConv2D
 from keras_compress.layers.shift_batch_normalization import ShiftBatchNormalization
+from keras_compress.layers.structured_conv2d import StructuredConv2D
 from keras_compress.layers.toeplitz_like_dense import ToeplitzLikeDense
 from keras_compress.layers.tt_conv2d import TTConv2D
 from keras_compress.layers.tt_dense import TTDense
@@ -62,6 +63,7 @@ __all__ = [
     "QuantDepthwiseConv2D",
     "QuantSeparableConv2D",
     "ShiftBatchNormalization",
+    "StructuredConv2D",
     "TTConv2D",
     "TTDense",
     "ToeplitzLikeDense",

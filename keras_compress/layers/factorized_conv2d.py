@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_compress import validation
 from keras_compress.decomposition.decompose import FORMS, decompose
+from keras_compress.decomposition.factors import check_factors
 from keras_compress.decomposition.ranks import resolve_rank
 from keras_compress.layers.base import initializer_stddev
 from keras_compress.layers.compressed_conv2d import CompressedConv2D, refuse_groups
@@ -47,7 +48,8 @@ class FactorizedConv2D(CompressedConv2D):
             integer for `"tucker"` goes to both, or as much of it as each can use. `from_layer` also
             takes a float in (0, 1] (share of the squared singular values to keep in each
             unfolding), `"evbmf"` (singular values above the noise; its default) or a
-            `kc.decomposition.RankPolicy`.
+            `kc.decomposition.RankPolicy`; or, instead of form and rank, `factors=`, what
+            `kc.decomposition.decompose` gave.
         kernel_initializer: Spread of the kernel that the n factors stand for: each is normal with
             standard deviation `(sigma^2 / prod rank)^(1 / 2n)`.
         **kwargs: The other arguments of `keras.layers.Conv2D`; regularizer and constraint of the
@@ -155,12 +157,9 @@ class FactorizedConv2D(CompressedConv2D):
         return FORMS[self.form](ops.convert_to_numpy(f) for f in self.factors).reconstruct()
 
     def kernel_macs(self, input_size, output_size):
-        size, macs = list(input_size), 0
-        for stage, factor in zip(FORMS[self.form].stages, self.factors, strict=True):
-            for axis in stage.axes:
-                size[axis] = output_size[axis]
-            macs += math.prod(size) * math.prod(factor.shape)
-        return macs
+        shape = self._kernel_shape(self.input_channels)
+        ranks = self._resolve(self.rank, self.input_channels)
+        return FORMS[self.form].macs(shape, ranks, input_size, output_size)
 
     @classmethod
     def from_layer(cls, layer, **options):
@@ -168,17 +167,20 @@ class FactorizedConv2D(CompressedConv2D):
         return super().from_layer(layer, **options)
 
     @classmethod
-    def fit_kernel(cls, kernel, *, form="tucker", rank="evbmf"):
+    def fit_kernel(cls, kernel, *, form="tucker", rank="evbmf", factors=None):
         """Fits the factors: see `kc.decomposition.decompose`.
 
         Args:
             kernel: Array `(height, width, channels, filters)`.
             form: As for the layer.
             rank: As for `from_layer`.
+            factors: `kc.decomposition.Factors` of a kernel of that shape, to be taken as they are.
         """
-        validation.one_of("form", form, _FORMS, cls.__name__)
-        factors = decompose(kernel, form, rank, cls.__name__)
-        return {"form": form, "rank": _plain(factors.rank)}, factors.arrays
+        if factors is None:
+            validation.one_of("form", form, _FORMS, cls.__name__)
+            factors = decompose(kernel, form, rank, cls.__name__)
+        check_factors(factors, kernel, cls.__name__)
+        return {"form": factors.form, "rank": _plain(factors.rank)}, factors.arrays
 
     def get_config(self):
         return {**super().get_config(), "form": self.form, "rank": self.rank}

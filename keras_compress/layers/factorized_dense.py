@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from keras_compress.decomposition.decompose import decompose
+from keras_compress.decomposition.factors import check_factors
 from keras_compress.decomposition.ranks import resolve_rank
 from keras_compress.decomposition.svd import SVDFactors
 from keras_compress.layers.base import initializer_stddev
@@ -26,7 +27,8 @@ class FactorizedDense(CompressedDense):
         use_bias: Whether a bias is added, after the second product.
         rank: Size of the bottleneck, at most `min(input_dim, units)`. `from_layer` also takes a
             float in (0, 1] (share of the squared singular values to keep), `"evbmf"` (singular
-            values above the noise) or a `kc.decomposition.RankPolicy`.
+            values above the noise) or a `kc.decomposition.RankPolicy`; or, instead of a rank,
+            `factors=`, what `kc.decomposition.decompose` gave.
         kernel_initializer: Spread of the kernel that the two factors stand for: each is normal
             with standard deviation `(sigma^2 / rank)^(1/4)`.
         **kwargs: The other arguments of `keras.layers.Dense`; regularizer and constraint of the
@@ -79,14 +81,18 @@ class FactorizedDense(CompressedDense):
         return self.rank * (self.input_channels + self.units)
 
     @classmethod
-    def fit_kernel(cls, kernel, *, rank="evbmf"):
+    def fit_kernel(cls, kernel, *, rank="evbmf", factors=None):
         """Truncated SVD.
 
         Args:
             kernel: Array `(input_dim, units)`.
             rank: As for `from_layer`.
+            factors: `kc.decomposition.SVDFactors` of a kernel of that shape, to be taken as they
+                are.
         """
-        factors = decompose(kernel, "svd", rank, cls.__name__)
+        if factors is None:
+            factors = decompose(kernel, "svd", rank, cls.__name__)
+        check_factors(factors, kernel, cls.__name__)
         return {"rank": factors.rank[0]}, factors.arrays
 
     def get_config(self):

@@ -57,6 +57,10 @@ class QuantizedKernel:
             "kernel", self.kernel_shape(input_channels), self.kernel_initializer, autocast=False
         )
 
+    def latent_kernel(self):
+        """The kernel as the quantizer gets it, a tensor: a layer may give the latent one a form."""
+        return ops.convert_to_tensor(self.kernel)
+
     def _by_output(self, kernel):
         """The kernel with output channels as its last axis, as quantizers take it."""
         return kernel
@@ -68,7 +72,7 @@ class QuantizedKernel:
         return outputs
 
     def apply_kernel(self, inputs, training=None):
-        kernel = ops.convert_to_tensor(self.kernel)
+        kernel = self.latent_kernel()
         if self.kernel_quantizer is not None:
             quantized = self.kernel_quantizer(self._by_output(kernel), training)
             kernel = ops.reshape(quantized, kernel.shape)
@@ -97,11 +101,11 @@ class QuantizedKernel:
             raise ValueError(
                 f"{type(self).__name__} '{self.name}' has a float kernel: kernel_quantizer is None."
             )
-        return self.kernel_quantizer.encode(self._by_output(ops.convert_to_tensor(self.kernel)))
+        return self.kernel_quantizer.encode(self._by_output(self.latent_kernel()))
 
     def reconstruct_kernel(self):
         if self.kernel_quantizer is None:
-            return ops.convert_to_numpy(self.kernel)
+            return ops.convert_to_numpy(self.latent_kernel())
         return self.kernel_codes().decode().reshape(self.kernel.shape)
 
     def kernel_bits(self):

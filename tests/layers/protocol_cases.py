@@ -675,4 +675,24 @@ CASES = [
         (4, 8, 9),
         fit={"compression": 0.5},
     ),
+    Case(
+        "StructuredConv2D-strided",
+        layers.StructuredConv2D,
+        {
+            "filters": 6,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "activation": "relu",
+        },
+        (8, 9, 4),
+        fit={},
+    ),
+    Case(
+        "StructuredConv2D-ternary-groups",
+        layers.StructuredConv2D,
+        {"filters": 6, "kernel_size": (3, 2), "groups": 2, "kernel_quantizer": "ternary"},
+        (8, 9, 4),
+        fit={"kernel_quantizer": "ternary"},
+    ),
 ]
