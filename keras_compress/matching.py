@@ -55,6 +55,35 @@ def resolve(keys, layers):
     return [(layer, key) for layer, key in chosen if key is not None]
 
 
+def with_form(model, keys, has_form, form, caller):
+    """The layers of a model that have some form, and are chosen by keys.
+
+    Args:
+        model: A built model.
+        keys: A key, a list of them, or `None` for all.
+        has_form: Function from a layer to whether it has the form.
+        form: What an error calls it: `"a Quant form: Dense, Conv2D"`.
+        caller: Name of the function that errors speak for.
+
+    Raises:
+        ValueError: if a key chooses no layer, or none that has the form.
+    """
+    leaves = leaf_layers(model)
+    candidates = [layer for layer in leaves if has_form(layer)]
+    if keys is None:
+        if not candidates:
+            raise ValueError(f"{caller}: model '{model.name}' has no layer that has {form}.")
+        return candidates
+    keys = list(keys) if isinstance(keys, (list, tuple)) else [keys]
+    for layer, key in resolve(keys, leaves):
+        if not any(matches(key, candidate) for candidate in candidates):
+            raise ValueError(
+                f"{caller}: {describe(key)} chooses '{layer.name}' ({type(layer).__name__}), and "
+                f"no layer that has {form}."
+            )
+    return [layer for layer, _ in resolve(keys, candidates)]
+
+
 def describe(key):
     """A key as an error message shows it."""
     if isinstance(key, str):

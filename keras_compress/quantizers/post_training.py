@@ -84,21 +84,8 @@ def choose_layers(model, keys, caller):
         keys: A key, or a list of keys (see `matching.matches`); `None` for all.
         caller: Name of the function that errors speak for.
     """
-    leaves = matching.leaf_layers(model)
-    candidates = [layer for layer in leaves if _has_quant_form(layer)]
     kinds = ", ".join(cls.__name__ for cls in QUANT_LAYERS)
-    if keys is None:
-        if not candidates:
-            raise ValueError(f"{caller}: model '{model.name}' has no layer of these: {kinds}.")
-        return candidates
-    keys = list(keys) if isinstance(keys, (list, tuple)) else [keys]
-    for layer, key in matching.resolve(keys, leaves):
-        if not any(matching.matches(key, candidate) for candidate in candidates):
-            raise ValueError(
-                f"{caller}: {matching.describe(key)} chooses '{layer.name}' "
-                f"({type(layer).__name__}), and no layer that has a Quant form: {kinds}."
-            )
-    return [layer for layer, _ in matching.resolve(keys, candidates)]
+    return matching.with_form(model, keys, _has_quant_form, f"a Quant form: {kinds}", caller)
 
 
 def _has_quant_form(layer):

@@ -170,22 +170,17 @@ def codebook_candidates(model, keys, segment, owner):
     Returns:
         List of layers, not empty.
     """
-    leaves = matching.leaf_layers(model)
-    candidates = [layer for layer in leaves if _has_codebook_form(layer)]
-    if keys is None:
-        fitting = [c for c in candidates if segment is None or c.kernel.shape[-2] % segment == 0]
-        if not fitting:
-            what = "" if segment is None else f" whose input channels segment={segment} divides"
-            raise ValueError(f"{owner}: model '{model.name}' has no Dense or Conv2D layer{what}.")
-        return fitting
-    keys = list(keys) if isinstance(keys, (list, tuple)) else [keys]
-    for layer, key in matching.resolve(keys, leaves):
-        if not any(matching.matches(key, candidate) for candidate in candidates):
-            raise ValueError(
-                f"{owner}: {matching.describe(key)} chooses '{layer.name}' "
-                f"({type(layer).__name__}), and no layer that has a codebook form: Dense, Conv2D."
-            )
-    return [layer for layer, _ in matching.resolve(keys, candidates)]
+    form = "a codebook form: Dense, Conv2D"
+    chosen = matching.with_form(model, keys, _has_codebook_form, form, owner)
+    if keys is not None or segment is None:
+        return chosen
+    fitting = [layer for layer in chosen if layer.kernel.shape[-2] % segment == 0]
+    if not fitting:
+        raise ValueError(
+            f"{owner}: model '{model.name}' has no Dense or Conv2D layer whose input channels "
+            f"segment={segment} divides."
+        )
+    return fitting
 
 
 def _has_codebook_form(layer):

@@ -660,12 +660,11 @@ CASES = [
         fit={"compression": 0.5, "seed": 3},
     ),
     Case(
-        "HashedConv2D-functional-dilated-channels-first",
+        "HashedConv2D-functional-channels-first",
         layers.HashedConv2D,
         {
             "filters": 8,
             "kernel_size": 3,
-            "dilation_rate": (1, 2),
             "data_format": "channels_first",
             "compression": 0.2,
             "num_hashes": 2,

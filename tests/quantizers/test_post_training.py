@@ -151,7 +151,7 @@ def test_bad_arguments_say_what_to_do(arguments, message):
 
 def test_what_has_nothing_to_quantise_is_refused():
     model = keras.Sequential([keras.Input((4,)), keras.layers.ReLU()])
-    with pytest.raises(ValueError, match="has no layer of these: Dense, Conv2D"):
+    with pytest.raises(ValueError, match="has no layer that has a Quant form: Dense, Conv2D"):
         kc.quantizers.apply(model, "uniform")
     with pytest.raises(ValueError, match="takes a keras.Model; got Dense"):
         kc.quantizers.apply(keras.layers.Dense(2), "uniform")
