@@ -288,9 +288,7 @@ class CorrelationForm:
         frame = ops.convert_to_tensor(np.eye(_WINDOW)[:, None], signal.dtype)
         windows = ops.conv(signal, frame, padding="valid", data_format="channels_last")
         places = length - _WINDOW + 1
-        windows = ops.transpose(
-            ops.reshape(windows, (-1, channels, places, _WINDOW)), (0, 2, 1, 3)
-        )
+        windows = ops.transpose(ops.reshape(windows, (-1, channels, places, _WINDOW)), (0, 2, 1, 3))
         return ops.reshape(windows, (-1, channels * _WINDOW))
 
     def _spread(self, windows, taps):

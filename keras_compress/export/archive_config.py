@@ -165,7 +165,9 @@ def _check_object(value):
     name, module = value["class_name"], value.get("module")
     registered = value.get("registered_name")
     texts = isinstance(name, str) and all(isinstance(t, str | None) for t in (module, registered))
-    if not texts or name in _REFUSED:
+    if not texts:
+        raise ArchiveError("the configuration has an object whose class is no text.")
+    if name in _REFUSED:
         raise ArchiveError(f"a {name} runs code, reads files or keeps state besides its weights.")
     if name in _PLAIN:
         return

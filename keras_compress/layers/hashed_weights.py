@@ -91,9 +91,7 @@ class HashedWeights:
         if self._is_plain():
             return self._stored_kernel().dense()
         values = ops.convert_to_numpy(self.values)
-        fetched = hashing.fetch_values(
-            values, self.kernel_shape(self.input_channels), self._seeds
-        )
+        fetched = hashing.fetch_values(values, self.kernel_shape(self.input_channels), self._seeds)
         return hashing.recover(fetched, [ops.convert_to_numpy(w) for w in self.network])
 
     def _stored_kernel(self):
@@ -112,9 +110,7 @@ class HashedWeights:
         return self.stored_form.of(self, self._stored_kernel())
 
     @classmethod
-    def fit_kernel(
-        cls, kernel, *, compression=1 / 8, seed=0, num_hashes=1, reconstruction=None
-    ):
+    def fit_kernel(cls, kernel, *, compression=1 / 8, seed=0, num_hashes=1, reconstruction=None):
         """Fits the values by least squares, and then the last layer of the network.
 
         Its hidden layers are random: the product of the fit is where training starts.

@@ -87,7 +87,9 @@ def test_zhao_matrix_is_that_of_scipys_sylvester_solver(pair):
 
 def test_sindhwani_matrix_is_a_sum_of_products_of_circulants():
     g, h = generators(6, 3)
-    expected = sum(f_circulant(x, 1) @ f_circulant(y[::-1], -1) for x, y in zip(g.T, h.T, strict=True))
+    expected = sum(
+        f_circulant(x, 1) @ f_circulant(y[::-1], -1) for x, y in zip(g.T, h.T, strict=True)
+    )
     np.testing.assert_allclose(displacement_to_matrix(g, h), expected / 2, atol=1e-5)
 
 
@@ -186,8 +188,7 @@ def test_fit_is_a_stationary_point_of_the_error_of_the_matrix(pair, shape):
 def test_gain_is_the_variance_of_the_entries(pair):
     rng = np.random.default_rng(4)
     squares = [
-        np.mean(displacement_to_matrix(*rng.normal(size=(2, 10, 1)), pair) ** 2)
-        for _ in range(300)
+        np.mean(displacement_to_matrix(*rng.normal(size=(2, 10, 1)), pair) ** 2) for _ in range(300)
     ]
     assert np.mean(squares) == pytest.approx(displacement_gain(10, pair), rel=0.3)
 

@@ -297,7 +297,8 @@ BOMB = "the model of its configuration has|no model can be made|the number 1"
         ({"registered_name": "other>Layer"}, {}, r"\(other>Layer\) is neither"),
         ({"registered_name": "keras_compress>Nothing"}, {}, "has no class 'Nothing'"),
         ({"compile_config": {"optimizer": "adam"}}, {}, "holds no loss and no optimizer"),
-        ({"class_name": ["Dense"]}, {}, "runs code"),
+        ({"class_name": ["Dense"]}, {}, "whose class is no text"),
+        ({"module": []}, {}, "whose class is no text"),
     ],
 )
 def test_hostile_configurations(content, tmp_path, layer, inner, message):

@@ -253,9 +253,7 @@ def recovered_by_the_definition(layer):
     """V[i, j] = f(xi_1 w[h_1(i, j)], ..., xi_U w[h_U(i, j)]), entry by entry."""
     shape = (layer.input_channels, layer.units)
     w, *network = (ops.convert_to_numpy(v).astype("float64") for v in layer.kernel_weights)
-    hashes = [
-        buckets_and_signs(shape, len(w), s) for s in hash_seeds(layer.seed, layer.num_hashes)
-    ]
+    hashes = [buckets_and_signs(shape, len(w), s) for s in hash_seeds(layer.seed, layer.num_hashes)]
     kernel = np.zeros(shape)
     for index in np.ndindex(*shape):
         z = np.array([w[h[index]] * xi[index] for h, xi in hashes])
@@ -379,11 +377,12 @@ def test_fitted_network_is_no_worse_than_the_plain_sum():
 @pytest.mark.parametrize("reconstruction", [None, (), (16,), (16, 8)])
 def test_shi_initial_spread_is_that_of_the_virtual_kernel(reconstruction):
     keras.utils.set_random_seed(0)
-    spreads = [
-        np.std(functional(128, 64, reconstruction=reconstruction).reconstruct_kernel())
-        for _ in range(6)
+    squares = [
+        np.mean(functional(128, 64, reconstruction=reconstruction).reconstruct_kernel() ** 2)
+        for _ in range(20)
     ]
-    assert np.mean(spreads) == pytest.approx(math.sqrt(2 / 192), rel=0.35)
+    # The network is drawn too: the spread is right in the mean, and a little low behind two tanh.
+    assert math.sqrt(np.mean(squares)) == pytest.approx(math.sqrt(2 / 192), rel=0.3)
 
 
 @on_tensorflow
