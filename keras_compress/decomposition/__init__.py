@@ -5,6 +5,7 @@ import sys
 import types
 
 from keras_compress.budget import Budget
+from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.decompose import FORMS, decompose
 from keras_compress.decomposition.displacement import (
@@ -16,6 +17,7 @@ from keras_compress.decomposition.displacement import (
 )
 from keras_compress.decomposition.evbmf import EVBMFResult, evbmf
 from keras_compress.decomposition.factors import Factors
+from keras_compress.decomposition.monochromatic import MonochromaticFactors
 from keras_compress.decomposition.ranks import EVBMF, Energy, RankPolicy
 from keras_compress.decomposition.separable_basis import SeparableBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
@@ -31,6 +33,7 @@ from keras_compress.decomposition.tensor_train import (
 from keras_compress.decomposition.tucker import TuckerFactors
 
 __all__ = [
+    "BiclusterFactors",
     "Budget",
     "CPFactors",
     "EVBMF",
@@ -38,6 +41,7 @@ __all__ = [
     "Energy",
     "FORMS",
     "Factors",
+    "MonochromaticFactors",
     "RankPolicy",
     "SVDFactors",
     "SeparableBasisFactors",

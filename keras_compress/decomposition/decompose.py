@@ -3,7 +3,9 @@
 import numpy as np
 
 from keras_compress import validation
+from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
+from keras_compress.decomposition.monochromatic import MonochromaticFactors
 from keras_compress.decomposition.separable_basis import SeparableBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
 from keras_compress.decomposition.spatial_channel import SpatialChannelFactors
@@ -20,6 +22,8 @@ FORMS = {
         CPFactors,
         SeparableBasisFactors,
         SpatialChannelFactors,
+        MonochromaticFactors,
+        BiclusterFactors,
     )
 }
 
@@ -30,10 +34,11 @@ def decompose(kernel, form, rank, owner=None):
     Args:
         kernel: Array `(height, width, c_in, c_out)` of a convolution, or `(n_in, n_out)` of a
             dense layer (`"svd"` only).
-        form: `"svd"`, `"spatial"`, `"tucker"`, `"cp"`, `"separable_basis"` or `"spatial_channel"`.
+        form: `"svd"`, `"spatial"`, `"tucker"`, `"cp"`, `"separable_basis"`,
+            `"spatial_channel"`, `"monochromatic"` or `"bicluster"`.
         rank: Number of terms: an integer, as many integers as the form has ranks (`"tucker"` and
-            `"spatial_channel"` have two), a float in (0, 1] (share of the squared singular values kept in each unfolding),
-            `"evbmf"`, or a `RankPolicy`.
+            `"spatial_channel"` have two, `"bicluster"` four), a float in (0, 1] (share of the
+            squared singular values kept in each unfolding), `"evbmf"`, or a `RankPolicy`.
         owner: Whom an error speaks of.
 
     Returns:

@@ -39,6 +39,8 @@ OPERATORS = ("shift", "transposed_shift", "diagonal")
 # Rows of the identity that `displacement_to_matrix` multiplies at a time.
 _ROWS = 256
 _SWEEPS = 20
+# From this size on a full SVD takes longer than all sweeps.
+_LARGE = 512
 # Width of the windows of a `CorrelationForm`: they are cut by an identity matrix of that size.
 _WINDOW = 16
 
@@ -78,7 +80,7 @@ def displacement(matrix, operators=("shift", "shift")):
     """
     matrix = np.asarray(matrix, "float64")
     a, b = _nodes(len(matrix))
-    left, right = operators
+    left, right = check_operators(operators)
     if left == "diagonal":
         moved = a[:, None] * matrix
     else:
@@ -107,7 +109,7 @@ def displacement_matvec(inputs, g, h, operators=("shift", "shift")):
     dtype = keras.backend.result_type(inputs.dtype, g.dtype)
     wide = keras.backend.result_type(dtype, "float32")
     x, g, h = (ops.cast(each, wide) for each in (inputs, g, h))
-    left, right = operators
+    left, right = check_operators(operators)
     n = g.shape[0]
     if left == right == "diagonal":
         a, b = _nodes(n)
@@ -199,18 +201,23 @@ def fit_displacement(matrix, rank, operators=("shift", "shift")):
 
     Returns:
         `(g, h)`: float32 arrays `(n, r)`.
+
+    Raises:
+        ValueError: if an operator is unknown, or the rank larger than the square matrix.
     """
+    operators = check_operators(operators)
     matrix = np.asarray(matrix, "float64")
     rows, columns = matrix.shape
     n = max(rows, columns)
+    rank = validation.integer("rank", rank, 1, n)
     square = np.pad(matrix, ((0, n - rows), (0, n - columns)))
     to_left, from_left, alpha = _eigenbasis(n, operators[0], 0)
     to_right, from_right, beta = _eigenbasis(n, operators[1], 1)
-    basis, values, other = np.linalg.svd(displacement(square, operators))
-    scale = np.sqrt(values[:rank])
-    g, h = basis[:, :rank] * scale, other[:rank].T * scale
+    basis, values, other = _leading_svd(displacement(square, operators), rank)
+    g, h = basis * np.sqrt(values), other.T * np.sqrt(values)
     if rank < n:
         inverse = 1 / (alpha[:, None] - np.conj(beta))
+        weights = np.abs(inverse) ** 2
         g, h = to_left(g), to_right(h)
         for sweep in range(_SWEEPS):
             if sweep and rows != columns:
@@ -219,9 +226,10 @@ def fit_displacement(matrix, rank, operators=("shift", "shift")):
                 fitted = from_right(fitted.conj().T).conj().T.real
                 fitted[:rows, :columns] = matrix
                 square = fitted
-            target = to_right(to_left(square).conj().T).conj().T
-            g = _weighted_factor(target, inverse, h)
-            h = _weighted_factor(target.conj().T, inverse.conj().T, g)
+            if not sweep or rows != columns:
+                target = to_right(to_left(square).conj().T).conj().T * inverse.conj()
+            g = _weighted_factor(target, weights, h)
+            h = _weighted_factor(target.conj().T, weights.T, g)
         g, h = from_left(g).real, from_right(h).real
         # Generators of equal size.
         sizes = np.linalg.norm(g, axis=0), np.linalg.norm(h, axis=0)
@@ -267,7 +275,6 @@ class CorrelationForm:
 
     def matvec(self, inputs, constants):
         """`displacement_matvec` of rows `(rows, n)`."""
-        n = self.n
         x = ops.flip(inputs, -1) if self.right == "transposed_shift" else inputs
         wrapped = ops.concatenate([ops.negative(x[:, 1:]), x], axis=1)
         # The coordinates in reverse: u[n - 1], ..., u[0].
@@ -415,14 +422,38 @@ def _eigenbasis(n, name, side):
     return to, back, values
 
 
-def _weighted_factor(target, inverse, other):
-    """The `g` that makes `(g other^H) * inverse` nearest to the target, row by row."""
+def _weighted_factor(target, weights, other):
+    """The `g` that makes `(g other^H) * inverse` nearest to a matrix, row by row.
+
+    Args:
+        target: The matrix times the conjugate of `inverse`.
+        weights: Squared magnitudes of `inverse`.
+        other: The other generators.
+    """
     rank = other.shape[1]
-    weights = np.abs(inverse) ** 2
     products = (other[:, :, None].conj() * other[:, None, :]).reshape(len(other), -1)
-    normal = (weights @ products).reshape(-1, rank, rank)
-    right = (target * inverse.conj()) @ other
+    products = np.ascontiguousarray(products, "complex128")
+    # A product of real matrices, with real and imaginary parts side by side.
+    normal = (weights @ products.view("float64")).view("complex128").reshape(-1, rank, rank)
     # A little ridge for directions that no entry sees.
     ridge = 1e-12 * np.trace(normal, axis1=1, axis2=2).real[:, None, None] + 1e-300
     normal = normal + ridge * np.eye(rank)
-    return np.linalg.solve(normal.swapaxes(1, 2), right[:, :, None])[:, :, 0]
+    return np.linalg.solve(normal.swapaxes(1, 2), (target @ other)[:, :, None])[:, :, 0]
+
+
+def _leading_svd(matrix, rank):
+    """The `rank` leading singular triplets; of a large matrix by iteration on a random subspace.
+
+    Exact up to rounding for a matrix of that rank; for others the start of a descent.
+    """
+    n = len(matrix)
+    if n >= _LARGE and rank < n // 8:
+        basis = np.random.default_rng(0).normal(size=(n, rank + 8))
+        for _ in range(4):
+            basis, _ = np.linalg.qr(matrix @ basis)
+            basis, _ = np.linalg.qr(matrix.T @ basis)
+        basis, _ = np.linalg.qr(matrix @ basis)
+        inner, values, other = np.linalg.svd(basis.T @ matrix, full_matrices=False)
+        return basis @ inner[:, :rank], values[:rank], other[:rank]
+    basis, values, other = np.linalg.svd(matrix)
+    return basis[:, :rank], values[:rank], other[:rank]

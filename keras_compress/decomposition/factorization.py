@@ -44,9 +44,7 @@ class FactorizedLayer:
         macs = site.cost("macs")
         after = None if macs is None else sum(layer.macs(c.inputs[0].shape) for c in site.calls)
         params = sum(math.prod(weight.shape) for weight in layer.kernel_weights)
-        return cls(
-            site.name, form, rank, float(error), macs, after, site.cost("params"), params
-        )
+        return cls(site.name, form, rank, float(error), macs, after, site.cost("params"), params)
 
 
 class Factorization:
@@ -94,7 +92,7 @@ class Factorization:
         ]
         whole = _ratio(self.macs_before, self.macs_after)
         rows.append(["model", "", "", "", *whole, *_ratio(self.params_before, self.params_after)])
-        header = ["layer", "form", "rank", "error", "MACs", "left", "less", "weights", "left", "less"]
+        header = ["layer", "form", "rank", "error", "MACs", "left", "", "weights", "left", ""]
         return Table(header, rows)
 
     def __repr__(self):

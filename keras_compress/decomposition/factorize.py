@@ -1,5 +1,7 @@
 """`factorize`: a model whose layers run as chains of smaller ones."""
 
+import numbers
+
 import keras
 import numpy as np
 
@@ -8,7 +10,7 @@ from keras_compress.budget import Budget
 from keras_compress.convert import check_graph, convert
 from keras_compress.decomposition.allocation import RankCurve, greedy_ranks
 from keras_compress.decomposition.decompose import FORMS
-from keras_compress.decomposition.factorization import FactorizedLayer, Factorization
+from keras_compress.decomposition.factorization import Factorization, FactorizedLayer
 from keras_compress.decomposition.objectives import OBJECTIVES, objective_of
 from keras_compress.decomposition.ranks import Energy, rank_policy, resolve_rank
 from keras_compress.decomposition.sites import sites_of
@@ -18,6 +20,8 @@ ALIASES = {"channel": "svd", "tucker1": "svd", "tucker2": "tucker"}
 #: What `form="auto"` tries: chains of convolutions that the kernels of LiteRT run at full speed.
 AUTO = ("svd", "spatial", "tucker", "spatial_channel")
 _COSTS = ("macs", "params", "bytes")
+_WITHOUT_SPECTRA = ("monochromatic", "bicluster", "tt")
+OWNER = "factorize"
 
 
 def factorize(
@@ -112,8 +116,8 @@ def factorize(
     >>> result = factorize(
     ...     model, "channel", Budget(macs=0.5), objective="response_asym", data=x, verbose=0
     ... )
-    >>> [type(layer).__name__ for layer in result.model.layers]
-    ['FactorizedConv2D', 'FactorizedConv2D', 'GlobalAveragePooling2D', 'Dense']
+    >>> type(result.model.get_layer("second")).__name__
+    'FactorizedConv2D'
     >>> bool(result.macs_after <= 0.5 * result.macs_before)
     True
     """
@@ -156,9 +160,6 @@ def factorize(
     return Factorization(model, smaller, rows)
 
 
-OWNER = "factorize"
-
-
 def _forms(form):
     names = (*FORMS, *ALIASES, "tt")
     if form == "auto":
@@ -199,9 +200,6 @@ def _check_rank(rank, forms, objective):
         )
 
 
-_WITHOUT_SPECTRA = ("monochromatic", "bicluster", "tt")
-
-
 def _chosen(model, layers, forms):
     sites = sites_of(model)
     if layers is None:
@@ -228,15 +226,15 @@ def _chosen(model, layers, forms):
 
 def _to_budget(model, sites, forms, budget, fitted):
     """The cost that each layer may have, or `None` where it stays as it is."""
-    curves = [_curve(site, _leading_form(site, forms), budget.what, fitted) for site in sites]
     whole = _whole_cost(model, budget.what)
+    curves = [_curve(site, _leading_form(site, forms), budget.what, fitted) for site in sites]
     rest = whole - sum(curve.dense for curve in curves)
     ranks = greedy_ranks(curves, budget.share * whole - rest)
     if ranks is None:
         least = rest + sum(min(c.dense, c.cost((1,) * len(c.limits))) for c in curves)
         raise ValueError(
-            f"{OWNER}: {budget} cannot be met: at rank 1 of every chosen layer, {least / whole:.3f} "
-            f"of the {budget.what} are left. Choose more layers."
+            f"{OWNER}: {budget} cannot be met: at rank 1 of every chosen layer, "
+            f"{least / whole:.3f} of the {budget.what} are left. Choose more layers."
         )
     return [
         None if one is None else _Goal(budget.what, curve.cost(one), one)
@@ -279,7 +277,7 @@ def _fitted(site, forms, rank, goal, fitted, named):
     for form in forms:
         if form == "tt":
             return _tensor_train(site, rank, named)
-        ranks = _ranks(site, form, rank, goal, form == forms[0], fitted)
+        ranks = _ranks(site, form, rank, goal, form == forms[0], fitted, named)
         if ranks is None or not (named or goal is not None or site.is_cheaper(form, ranks)):
             continue
         candidate = fitted.fit(site, form, ranks)
@@ -292,13 +290,16 @@ def _fitted(site, forms, rank, goal, fitted, named):
     return FactorizedLayer.of(site, layer, best.factors.form, best.factors.rank, best.error), layer
 
 
-def _ranks(site, form, rank, goal, leading, fitted):
+def _ranks(site, form, rank, goal, leading, fitted, named):
     if goal is None:
         owner = f"{OWNER}: layer '{site.name}'"
         if isinstance(rank_policy(rank, owner), Energy):
             # Of what the objective measures.
             limits = FORMS[form].limits(site.kernel_shape)
             return resolve_rank(rank, limits, lambda: fitted.spectra(site, form), owner)
+        if isinstance(rank, numbers.Integral) and not named:
+            # One number for layers of all sizes: those that have less are left as they are.
+            rank = min(rank, max(FORMS[form].limits(site.kernel_shape)))
         return FORMS[form].resolve_rank(rank, site.kernel, owner)
     if leading:
         return goal.ranks

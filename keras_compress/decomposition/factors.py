@@ -77,6 +77,22 @@ class Factors:
         """Factors nearest to `kernel` in the Frobenius norm, for a tuple of explicit ranks."""
         raise NotImplementedError
 
+    # What a form may write where ranks are more than sizes of sums.
+
+    @classmethod
+    def check_rank(cls, kernel_shape, rank, owner=None):
+        """Raises `ValueError` where ranks within the limits do not go with a kernel's shape."""
+
+    @classmethod
+    def terms(cls, rank):
+        """Number of products that an entry of the kernel is the sum of."""
+        return math.prod(rank)
+
+    @classmethod
+    def orders(cls, kernel_shape, rank):
+        """The arrays of the `"order"` stages of a kernel that is fitted to nothing yet."""
+        return []
+
     # What a form may write where its arrays are more than the operands of its equation.
 
     def operands(self):
@@ -151,7 +167,9 @@ class Factors:
     @classmethod
     def resolve_rank(cls, rank, kernel, owner=None):
         """Explicit ranks for a kernel: see `resolve_rank` of `kc.decomposition`."""
-        return resolve_rank(rank, cls.limits(kernel.shape), lambda: cls.spectra(kernel), owner)
+        ranks = resolve_rank(rank, cls.limits(kernel.shape), lambda: cls.spectra(kernel), owner)
+        cls.check_rank(kernel.shape, ranks, owner)
+        return ranks
 
     def __repr__(self):
         return f"{type(self).__name__}(rank={self.rank}, params={self.params()})"

@@ -15,7 +15,6 @@ from keras_compress.decomposition.refit import refit
 from keras_compress.decomposition.response_regression import (
     ChannelRegression,
     FactorsRegression,
-    relu_error,
     relu_regression,
 )
 from keras_compress.pruning.criteria.lowered import LoweredKernel
@@ -83,10 +82,34 @@ class Gradient(Weights):
     def fit(self, site, form, rank):
         kernel = site.kernel.astype("float64").reshape(-1, site.kernel_shape[-1])
         squares = self._squares[id(site.layer)].reshape(kernel.shape)
-        factors = FORMS[form].fit(site.kernel, rank)
-        factors = refit(factors, lambda w: squares * w, squares * kernel)
-        difference = kernel - factors.reconstruct().reshape(kernel.shape)
-        return Fit(factors, None, _root(np.sum(squares * difference**2), squares * kernel**2))
+        starts = (
+            FORMS[form].fit(site.kernel, rank),
+            _separable_start(kernel, squares, site, form, rank),
+        )
+        fits = []
+        for start in starts:
+            factors = refit(start, lambda w: squares * w, squares * kernel)
+            difference = kernel - factors.reconstruct().reshape(kernel.shape)
+            error = _root(np.sum(squares * difference**2), squares * kernel**2)
+            fits.append(Fit(factors, None, error))
+        return min(fits, key=lambda fit: fit.error)
+
+
+def _separable_start(kernel, squares, site, form, rank):
+    """Factors of the kernel times the nearest separable weights, divided by these again."""
+    left, _, right = np.linalg.svd(np.sqrt(squares), full_matrices=False)
+    rows, columns = (
+        np.maximum(np.abs(vector), 1e-3 * np.abs(vector).max()) for vector in (left[:, 0], right[0])
+    )
+    if form != "svd":
+        # Only the outputs' weights can be divided out of any form.
+        rows = np.ones(len(rows))
+    scaled = (rows[:, None] * kernel * columns).reshape(site.kernel_shape)
+    factors = FORMS[form].fit(scaled, rank).scaled(1.0 / columns)
+    if form != "svd":
+        return factors
+    first, last = factors.arrays
+    return type(factors)((first / rows.reshape(*first.shape[:-1], 1), last))
 
 
 class _Sampled(Weights):
@@ -218,9 +241,7 @@ _OF_RESPONSES = {
 OBJECTIVES = ("weights", "gradient", *_OF_RESPONSES)
 
 
-def objective_of(
-    name, model, sites, data, *, loss, images, positions, seed, batch_size, owner
-):
+def objective_of(name, model, sites, data, *, loss, images, positions, seed, batch_size, owner):
     """The objective of a name, with what it needs to know of the data.
 
     Args:

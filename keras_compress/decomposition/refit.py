@@ -3,7 +3,6 @@
 import numpy as np
 
 
-
 def refit(factors, metric, target, sweeps=5, steps=10, tolerance=1e-4):
     """Lowers `<W, metric(W)> - 2 <W, target>` over the arrays of `W`, one after another.
 

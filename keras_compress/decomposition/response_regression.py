@@ -95,22 +95,22 @@ class FactorsRegression:
     Args:
         inputs: Array `(samples, inputs)`: the rows that the kernel is multiplied with.
         factors: `Factors` to start from.
-        sweeps: Rounds over the arrays at the first fit; later ones take one.
     """
 
-    def __init__(self, inputs, factors, sweeps=5):
+    def __init__(self, inputs, factors):
         self._mean = inputs.mean(0)
         self._inputs = inputs - self._mean
         self._products = self._inputs.T @ self._inputs / len(inputs)
-        self._sweeps = sweeps
+        # From the second fit on, targets are near the last ones.
+        self._effort = {}
         self.factors, self.bias = factors, None
 
     def fit(self, targets):
         """Improves the kernel for targets `(samples, outputs)`; returns what it predicts."""
         mean = targets.mean(0)
         cross = self._inputs.T @ (targets - mean) / len(targets)
-        self.factors = refit(self.factors, self._products.__matmul__, cross, self._sweeps)
-        self._sweeps = 1
+        self.factors = refit(self.factors, self._products.__matmul__, cross, **self._effort)
+        self._effort = {"sweeps": 1, "steps": 4}
         kernel = self.factors.reconstruct().reshape(cross.shape)
         self.bias = mean - self._mean @ kernel
         return self._inputs @ kernel + mean

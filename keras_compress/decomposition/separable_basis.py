@@ -64,7 +64,7 @@ class SeparableBasisFactors(Factors):
 
 
 #: Sweeps of the alternating least squares, and the relative fall of the error that ends them.
-_SWEEPS, _TOLERANCE = 200, 1e-5
+_SWEEPS, _TOLERANCE = 300, 1e-5
 #: Ridge, as a share of the mean square of the columns: terms may become parallel.
 _RIDGE = 1e-10
 

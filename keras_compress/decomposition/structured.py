@@ -2,9 +2,9 @@
 
 A neuron of such a crossbar has four strengths, one for each type that an input may have, and each
 connection is on or off. A convolution fits it if the type of the input at row `i`, column `j` is
-`sv^i sh^j (g)` for two permutations `sv`, `sh` of the four types that commute. A slice of its kernel
-is then `mask[i, j] * strength[pattern[i, j]]`, with the pattern that these permutations and the
-type `g` draw.
+`sv^i sh^j (g)` for two permutations `sv`, `sh` of the four types that commute. A slice of its
+kernel is then `mask[i, j] * strength[pattern[i, j]]`, with the pattern that these permutations and
+the type `g` draw.
 
 Reference:
     Appuswamy, Nayak, Arthur, Esser, Merolla, McKinstry, Melano, Flickner, Modha, "Structured

@@ -2,8 +2,6 @@
 
 import math
 
-import numpy as np
-
 from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import truncated_svd
 

@@ -432,7 +432,7 @@ def tt_conv(inputs, cores, input_modes, output_modes, order, convolve):
 
 
 def _swap(x, outer, inner, kept):
-    """Transposes `(batch, outer, inner, kept)`, in any reshape, to `(batch, inner, outer, kept)`."""
+    """Swaps the two middle axes of `(batch, outer, inner, kept)`, given in any reshape."""
     if any(isinstance(size, int) and size == 1 for size in (outer, inner)):
         return x
     return ops.transpose(ops.reshape(x, (-1, outer, inner, kept)), (0, 2, 1, 3))

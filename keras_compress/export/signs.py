@@ -8,7 +8,7 @@ is rounded, and neither is it by LiteRT's kernels without XNNPACK. So the layer 
 At the border of a padded convolution x is 0, and b would be 1/2, which is no step. There b is 0,
 which takes the term of the weights outside of the image out of the sum: they must not be
 subtracted. Where the integers allow it, another input channel, 1 inside of the image, subtracts
-the right ones within the same int8 CONV_2D; else a float CONV_2D of that channel alone does.
+the right ones within the same int8 CONV_2D; else a CONV_2D of that channel alone does.
 """
 
 import functools
@@ -39,7 +39,7 @@ def lower_signs(kernel, site, geometry, optimize_for):
         return lower(widened, site, geometry, optimize_for)
     output, activation = site.output, site.activation
     site.activation = site.schema.ActivationFunctionType.NONE
-    sums = _convolved_ones(site, geometry, subtracted)
+    sums = _convolved_ones(site, geometry, kernel, subtracted)
     site.output = site.value("products", site.signature(output))
     outcome = lower(_doubled(kernel), site, geometry, optimize_for)
     options = site.schema.AddOptionsT()
@@ -95,13 +95,14 @@ def _with_ones(site):
     return padded
 
 
-def _convolved_ones(site, geometry, kernel):
+def _convolved_ones(site, geometry, kernel, subtracted):
     """Emits the convolution of an image of ones, with the bias of the site, which it takes over.
 
     Args:
         site: The `Site`.
         geometry: `Convolution`.
-        kernel: Array `(height, width, filters)`.
+        kernel: The stored kernel.
+        subtracted: Its negative sums over the channels: array `(height, width, filters)`.
     """
     inputs = site.input
     shape = [*site.signature(inputs)[:3], 1]
@@ -109,11 +110,18 @@ def _convolved_ones(site, geometry, kernel):
     emit_slice(site, inputs, first, [0] * 4, [0, 0, 0, 1], (1, 1), 0b0111)
     one = site.graph.add_constant(f"{site.name}/one", np.float32(1))
     site.emit("MAXIMUM", [first, one], [ones], site.schema.MaximumMinimumOptionsT())
-    weights = np.moveaxis(kernel, -1, 0)[..., None].astype("float32")
     site.input, output = ones, site.output
-    site.output = site.value("sums", site.signature(output))
-    emit_convolution(site, site.constant("sums", weights), geometry, version=1)
-    sums = site.output
+    site.output = sums = site.value("sums", site.signature(output))
+    ints = (
+        -kernel.ints.sum(axis=2, keepdims=True, dtype=int)
+        if isinstance(kernel, GridKernel)
+        else None
+    )
+    if ints is not None and np.abs(ints).max() <= 127:
+        lower(GridKernel(ints, kernel.scale), site, geometry, "latency")
+    else:
+        weights = np.moveaxis(subtracted, -1, 0)[..., None].astype("float32")
+        emit_convolution(site, site.constant("sums", weights), geometry, version=1)
     site.input, site.output, site.bias = inputs, output, -1
     return sums
 

@@ -19,8 +19,9 @@ class StoredLayer:
         nbytes: Bytes of the constants in its place.
         kernel: The operation that runs it.
         exact: Whether the operation computes in float32, with the very weights of the layer. If
-            not, its inputs are quantised to int8 on the fly, or its weights are float16. Integers
-            of a grid stay exact; values of a codebook or a hash are rounded to int8.
+            not, its inputs are quantised to int8 on the fly (signs exactly: see `export.signs`), or
+            its weights are float16. Integers of a grid stay exact; values of a codebook or a hash
+            are rounded to int8.
     """
 
     layer: str

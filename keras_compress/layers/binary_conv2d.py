@@ -23,6 +23,8 @@ class BinaryConv2D(BinaryKernel, QuantConv2D):
     of one magnitude the layer equals Conv2D at the border as well. In inference K costs an average
     pool and a product.
 
+    A .tflite gives the sums of signs exactly; for `padding="same"` it holds one more input channel.
+
     Args:
         filters: Number of output channels.
         kernel_size: Integer or pair: height and width of the kernel.

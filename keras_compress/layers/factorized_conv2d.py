@@ -28,6 +28,10 @@ class FactorizedConv2D(CompressedConv2D):
     | `"spatial"` | d x 1 to R, 1 x d to T | `R d (S + T)` |
     | `"tucker"` | 1x1 to R1, d x d to R2, 1x1 to T | `S R1 + d^2 R1 R2 + R2 T` |
     | `"cp"` | 1x1 to R, depthwise d x 1, depthwise 1 x d, 1x1 to T | `R (S + 2d + T)` |
+    | `"spatial_channel"` | d x 1 to R1, 1 x d to R2, 1x1 to T | `d R1 (S + R2) + R2 T` |
+    | `"separable_basis"` | depthwise d x 1 to R S, depthwise 1 x d, 1x1 to T | `R S (2d + T)` |
+    | `"monochromatic"` | 1x1 to R, depthwise d x d to T, an order | `R S + d^2 T + T` |
+    | `"bicluster"` | order, grouped 1x1, d x d and 1x1, orders | see `BiclusterFactors` |
 
     Multiply-accumulates fall by about the same ratio; in the .tflite the steps are CONV_2D and
     DEPTHWISE_CONV_2D, so the saving becomes latency. `"tucker"` and `"spatial"` are the safe
@@ -43,11 +47,13 @@ class FactorizedConv2D(CompressedConv2D):
         groups: Must be 1.
         activation: Activation function, after the last step only.
         use_bias: Whether a bias is added, after the last step only.
-        form: `"svd"`, `"spatial"`, `"tucker"` or `"cp"`.
-        rank: Number of channels between the steps: an integer, or for `"tucker"` also a pair. An
-            integer for `"tucker"` goes to both, or as much of it as each can use. `from_layer` also
-            takes a float in (0, 1] (share of the squared singular values to keep in each
-            unfolding), `"evbmf"` (singular values above the noise; its default) or a
+        form: Name of the form, as above.
+        rank: Number of channels between the steps: an integer, or for `"tucker"` and
+            `"spatial_channel"` also a pair. One integer goes to both, or as much of it as each can
+            use. For `"monochromatic"` the number of colours, which divides T; for `"bicluster"`
+            four integers: groups of inputs and of outputs, and the two ranks of a block.
+            `from_layer` also takes a float in (0, 1] (share of the squared singular values to keep
+            in each unfolding), `"evbmf"` (singular values above the noise; its default) or a
             `kc.decomposition.RankPolicy`; or, instead of form and rank, `factors=`, what
             `kc.decomposition.decompose` gave.
         kernel_initializer: Spread of the kernel that the n factors stand for: each is normal with
@@ -118,8 +124,10 @@ class FactorizedConv2D(CompressedConv2D):
         self.rank = int(rank) if isinstance(rank, numbers.Integral) else _plain(ranks)
 
     def _resolve(self, rank, input_channels):
-        limits = FORMS[self.form].limits(self._kernel_shape(input_channels))
-        return resolve_rank(rank, limits, owner=self)
+        shape = self._kernel_shape(input_channels)
+        ranks = resolve_rank(rank, FORMS[self.form].limits(shape), owner=self)
+        FORMS[self.form].check_rank(shape, ranks, self)
+        return ranks
 
     def _kernel_shape(self, input_channels):
         return (*self.kernel_size, input_channels, self.filters)
@@ -132,16 +140,35 @@ class FactorizedConv2D(CompressedConv2D):
         sigma = initializer_stddev(
             self.kernel_initializer, area * input_channels, area * self.filters
         )
-        shapes = FORMS[self.form].shapes(shape, ranks)
-        stddev = (sigma**2 / math.prod(ranks)) ** (1 / (2 * len(shapes)))
+        form = FORMS[self.form]
+        steps = list(zip(form.stages, form.shapes(shape, ranks), strict=True))
+        factors = sum(stage.kind != "order" for stage, _ in steps)
+        stddev = (sigma**2 / form.terms(ranks)) ** (1 / (2 * factors))
+        orders = iter(form.orders(shape, ranks))
         self.factors = [
-            self.add_kernel_weight(f"factor_{k}", size, self.normal_initializer(stddev, k))
-            for k, size in enumerate(shapes)
+            self._add_order(f"order_{k}", next(orders))
+            if stage.kind == "order"
+            else self.add_kernel_weight(f"factor_{k}", size, self.normal_initializer(stddev, k))
+            for k, (stage, size) in enumerate(steps)
         ]
+
+    def _add_order(self, name, order):
+        weight = self.add_weight(
+            name=name,
+            shape=order.shape,
+            dtype="int32",
+            initializer=lambda shape, dtype: ops.convert_to_tensor(order, dtype),
+            trainable=False,
+        )
+        self._kernel_weights.append(weight)
+        return weight
 
     def apply_kernel(self, inputs):
         outputs = inputs
         for stage, factor in zip(FORMS[self.form].stages, self.factors, strict=True):
+            if stage.kind == "order":
+                outputs = ops.take(outputs, factor, axis=self._channel_axis)
+                continue
             convolve = ops.depthwise_conv if stage.kind == "depthwise" else ops.conv
             outputs = convolve(
                 outputs,

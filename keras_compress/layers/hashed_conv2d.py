@@ -16,8 +16,8 @@ class HashedConv2D(HashedWeights, CompressedConv2D):
 
     In a .tflite the kernel is int8, stored as it is: a quarter of the dense layer. With
     `to_tflite(optimize_for="size")`, and a 1x1 kernel always, the values alone are stored, and
-    hashed when the file is loaded; the convolution then runs on patches, slower. Channels first
-    stays float.
+    hashed when the file is loaded: the convolution then runs on patches, several times slower than
+    the float one. Channels first stays float.
 
     Args:
         filters: Number of output channels.

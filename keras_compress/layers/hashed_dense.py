@@ -39,9 +39,9 @@ class HashedDense(HashedWeights, CompressedDense):
         compression: Free weights over kernel entries, in (0, 1].
         seed: Seed of the hash, an integer in [0, 2**32). A trained layer is of no use with another.
         num_hashes: Values that each entry of the kernel fetches.
-        reconstruction: Sizes of the hidden layers (tanh) of the network that recovers an entry: `()`
-            is a linear one. `None`: no network, but the sum over the hashes divided by the root of
-            their number.
+        reconstruction: Sizes of the hidden layers (tanh) of the network that recovers an entry:
+            `()` is a linear one. `None`: no network, but the sum over the hashes divided by the
+            root of their number.
         kernel_initializer: Spread of the kernel: `w` is normal with its standard deviation.
         **kwargs: The other arguments of `keras.layers.Dense`; regularizer and constraint of the
             kernel act on `w`.

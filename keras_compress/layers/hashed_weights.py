@@ -92,7 +92,8 @@ class HashedWeights:
             return self._stored_kernel().dense()
         values = ops.convert_to_numpy(self.values)
         fetched = hashing.fetch_values(values, self.kernel_shape(self.input_channels), self._seeds)
-        return hashing.recover(fetched, [ops.convert_to_numpy(w) for w in self.network])
+        network = [ops.convert_to_numpy(weight) for weight in self.network]
+        return ops.convert_to_numpy(hashing.recover_tensor(fetched, network))
 
     def _stored_kernel(self):
         return HashedKernel(

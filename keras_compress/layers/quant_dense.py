@@ -34,6 +34,11 @@ class QuantDense(QuantizedKernel, CompressedDense):
     than float32 and faster. Codebooks become codes, or the nearest int8. Grids wider than int8
     with more than 256 values in use (`FixedPoint(16, 14)`) stay float.
 
+    LiteRT multiplies these weights with inputs that it rounds to 255 steps of its own, between the
+    smallest and the largest of a row or an image (and 0). The signs of `input_quantizer="sign"` are
+    exact all the same. So are the levels of `UnitUniform(1)`, and under XNNPACK those of
+    `UnitUniform` of 2, 4 and 8 bits where the largest input is 1. Other levels are rounded.
+
     `from_layer` takes the trained kernel as latent weights, in which the quantizer finds its
     scales. `expand()` is the dense layer with the quantised kernel; the input quantizer is not part
     of it.

@@ -11,8 +11,8 @@ class ToeplitzLikeDense(LDRDense):
 
     The transposed kernel is a part of a square matrix `M` of size `n = max(input_dim, units)` with
     `Z_1 M - M Z_{-1} = G H^T`, where `Z_f` shifts down by one with `f` in the corner. Then
-    `M = 1/2 sum_i Z_1(g_i) Z_{-1}(J h_i)`, with `Z_f(v)` the f-circulant of first column `v` and `J`
-    the reversal. Rank 1 holds circulants, rank 2 Toeplitz matrices and their inverses, rank 4
+    `M = 1/2 sum_i Z_1(g_i) Z_{-1}(J h_i)`, with `Z_f(v)` the f-circulant of first column `v` and
+    `J` the reversal. Rank 1 holds circulants, rank 2 Toeplitz matrices and their inverses, rank 4
     products of two of them, rank `n` everything. It is `LDRDense` with two shifts.
 
     What it buys: a .tflite of `2 n rank` weights, which runs slower than the dense layer. For speed

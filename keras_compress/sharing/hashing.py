@@ -151,12 +151,6 @@ def fetch_values(values, shape, seeds):
     return np.stack([expand_values(values, shape, seed) for seed in seeds], axis=-1)
 
 
-def recover(fetched, network):
-    """The virtual array, in numpy: see `recover_tensor`."""
-    hidden = np.reshape(fetched, (-1, fetched.shape[-1]))
-    return ops.convert_to_numpy(recover_tensor(hidden, network)).reshape(fetched.shape[:-1])
-
-
 def recover_tensor(fetched, network):
     """Applies the network to the last axis of what was fetched, and drops it.
 
@@ -199,7 +193,7 @@ def fit_values(array, buckets, seed):
 
 
 def fit_fetched_values(array, buckets, seeds):
-    """The values whose fetched sums, as `recover` makes them, are nearest to `array`.
+    """The values that `recover_tensor`, without a network, makes the array nearest to `array` of.
 
     Least squares by conjugate gradients; for one hash they are the means of `fit_values`.
 

@@ -165,6 +165,26 @@ def test_fit_recovers_a_matrix_of_its_displacement_rank(pair):
     np.testing.assert_allclose(fitted, matrix, atol=1e-5 * np.abs(matrix).max())
 
 
+def test_fit_of_a_large_matrix_recovers_it_too():
+    matrix = displacement_to_matrix(*generators(512, 2))
+    fitted = displacement_to_matrix(*fit_displacement(matrix, 2))
+    np.testing.assert_allclose(fitted, matrix, atol=1e-5 * np.abs(matrix).max())
+
+
+def test_ranks_and_operators_that_cannot_be_are_refused():
+    matrix = np.eye(4)
+    with pytest.raises(ValueError, match="`rank` must be an integer from 1 to 4; got rank=5"):
+        fit_displacement(matrix, 5)
+    for function in (displacement, lambda m, pair: displacement_matvec(m, m, m, pair)):
+        with pytest.raises(ValueError, match="Did you mean 'shift'"):
+            function(matrix, ("shift", "shft"))
+
+
+def test_fit_of_zeros_is_zeros():
+    g, h = fit_displacement(np.zeros((6, 4)), 2)
+    np.testing.assert_array_equal(displacement_to_matrix(g, h), np.zeros((6, 6)))
+
+
 @pytest.mark.parametrize("pair", [TOEPLITZ, ("diagonal", "shift"), ("diagonal", "diagonal")])
 @pytest.mark.parametrize("shape", [(24, 24), (24, 15), (10, 24)])
 def test_fit_is_a_stationary_point_of_the_error_of_the_matrix(pair, shape):

@@ -115,9 +115,7 @@ def test_integers_of_any_grid_are_exact(kernel_quantizer, optimize_for, channels
 @pytest.mark.parametrize("order", [2, 5])
 def test_a_codebook_adds_no_more_than_the_rounding_of_its_values(order, optimize_for):
     quantizer = quantizers.ResidualSign(order, axis=None)
-    layer = QuantConv2D(
-        32, 3, padding="same", kernel_quantizer=quantizer, input_quantizer="sign"
-    )
+    layer = QuantConv2D(32, 3, padding="same", kernel_quantizer=quantizer, input_quantizer="sign")
     model, lite = export(layer, (6, 6, 64), optimize_for=optimize_for)
     x = RNG.normal(size=(1, 6, 6, 64)).astype("float32")
     step = np.abs(layer.reconstruct_kernel()).max() / 96

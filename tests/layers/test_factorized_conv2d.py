@@ -9,7 +9,16 @@ from keras_compress.decomposition import decompose
 from keras_compress.layers import FactorizedConv2D
 
 RNG = np.random.default_rng(0)
-RANKS = {"svd": 5, "spatial": 7, "tucker": (3, 4), "cp": 6}
+RANKS = {
+    "svd": 5,
+    "spatial": 7,
+    "tucker": (3, 4),
+    "cp": 6,
+    "separable_basis": 2,
+    "spatial_channel": (7, 4),
+    "monochromatic": 3,
+    "bicluster": (2, 3, 2, 1),
+}
 
 
 def run(layer, inputs):
@@ -25,8 +34,49 @@ def explicit_kernel(form, factors):
         return np.einsum("isk,jkt->ijst", factors[0][:, 0], factors[1][0])
     if form == "tucker":
         return np.einsum("sp,ijpq,qt->ijst", factors[0][0, 0], factors[1], factors[2][0, 0])
-    c, a, b, d = factors[0][0, 0], factors[1][:, 0, :, 0], factors[2][0, :, :, 0], factors[3][0, 0]
-    return np.einsum("ir,jr,sr,rt->ijst", a, b, c, d)
+    if form == "cp":
+        c, a, b, d = factors[0][0, 0], factors[1][:, 0, :, 0], factors[2][0, :, :, 0], factors[3]
+        return np.einsum("ir,jr,sr,rt->ijst", a, b, c, d[0, 0])
+    if form == "separable_basis":
+        v, h, a = factors[0][:, 0], factors[1][0, :, :, 0], factors[2][0, 0]
+        terms = v.shape[-1]
+        kernel = np.zeros((len(v), len(h), v.shape[1], a.shape[1]))
+        for m in range(len(a)):
+            outer = np.outer(v[:, m // terms, m % terms], h[:, m])
+            kernel[:, :, m // terms] += outer[:, :, None] * a[m]
+        return kernel
+    if form == "spatial_channel":
+        v, h, q = factors[0][:, 0], factors[1][0], factors[2][0, 0]
+        return np.einsum("isk,jkr,rt->ijst", v, h, q)
+    if form == "monochromatic":
+        colors, spatial, order = factors
+        each = spatial.shape[3]
+        pairs = [divmod(place, each) for place in order]
+        filters = [spatial[:, :, c, m, None] * colors[0, 0, :, c] for c, m in pairs]
+        return np.stack(filters, -1)
+    return explicit_bicluster(*factors)
+
+
+def explicit_bicluster(rows, first, core, middle, last, columns, parts=3):
+    """Each entry by following its channel through the grouped convolutions."""
+    groups, width = len(rows) // first.shape[2], first.shape[2]
+    r1 = core.shape[2]
+    r2 = core.shape[3] // (groups * parts)
+    each = last.shape[3] // parts
+    kernel = np.zeros((*core.shape[:2], len(rows), len(columns)))
+    for place, s in enumerate(rows):
+        g = place // width
+        for t, output in enumerate(columns):
+            # Inputs of the last convolution's group that this output reads.
+            for k in range(groups * r2):
+                q = middle[output // each * groups * r2 + k]
+                pair = q // r2
+                if pair // parts != g:
+                    continue
+                for p in range(r1):
+                    into = first[0, 0, place % width, pair * r1 + p]
+                    kernel[:, :, s, t] += into * core[:, :, p, q] * last[0, 0, k, output]
+    return kernel
 
 
 def trained_conv(shape=(3, 3, 4, 6), **arguments):
@@ -79,6 +129,8 @@ def test_jaderberg_stride_is_split_between_the_two_convolutions(padding, output)
         ("spatial", 5, 5 * 3 * (8 + 12)),
         ("tucker", (4, 6), 8 * 4 + 9 * 4 * 6 + 6 * 12),
         ("cp", 5, 5 * (2 * 3 + 8 + 12)),
+        ("spatial_channel", (6, 4), 3 * 6 * (8 + 4) + 4 * 12),
+        ("separable_basis", 2, 8 * 2 * 2 * 3 + 8 * 2 * 12),
     ],
 )
 def test_params_and_macs_of_each_form(form, rank, params):
@@ -89,11 +141,26 @@ def test_params_and_macs_of_each_form(form, rank, params):
     assert layer.macs((None, 7, 5, 8)) == 7 * 5 * params
 
 
-@pytest.mark.parametrize("form", RANKS)
+@pytest.mark.parametrize(
+    "form,rank,terms", [("monochromatic", 3, 0), ("bicluster", (2, 3, 2, 1), 6)]
+)
+def test_orders_of_channels_are_weights_that_cost_no_macs(form, rank, terms):
+    layer = FactorizedConv2D(12, 3, padding="same", use_bias=False, form=form, rank=rank)
+    layer.build((None, 7, 5, 8))
+    orders = [w for w in layer.weights if "int" in w.dtype]
+    assert sum(w.shape[0] for w in orders) == 12 + (8 + terms if terms else 0)
+    assert not any(w.trainable for w in orders)
+    params = layer.count_params() - sum(w.shape[0] for w in orders)
+    assert layer.macs((None, 7, 5, 8)) == 7 * 5 * params
+    assert layer.storage_bits() == 32 * layer.count_params()
+
+
+@pytest.mark.parametrize("form", ["svd", "spatial", "tucker", "cp", "separable_basis"])
 @pytest.mark.parametrize("shape", [(3, 3, 4, 6), (1, 1, 6, 4), (3, 3, 1, 8), (1, 3, 8, 2)])
 def test_from_layer_starts_from_the_decomposition(form, shape):
     conv = trained_conv(shape, padding="same", strides=2, activation="relu")
-    layer = FactorizedConv2D.from_layer(conv, form=form, rank=2 if min(shape[2:]) > 1 else 1)
+    rank = 2 if min(shape[2:]) > 1 and (form != "separable_basis" or shape[0] > 1) else 1
+    layer = FactorizedConv2D.from_layer(conv, form=form, rank=rank)
     kernel = ops.convert_to_numpy(conv.kernel)
     expected = decompose(kernel, form, layer.rank)
     np.testing.assert_allclose(layer.reconstruct_kernel(), expected.reconstruct(), atol=1e-5)
@@ -166,6 +233,9 @@ def test_one_input_channel_and_a_1x1_kernel(kernel_size, channels, rank):
         ({"form": "cp", "rank": 73}, "the largest useful rank is 72"),
         ({"rank": "evbmf"}, r"Use from_layer\(\)"),
         ({"rank": 0.5}, r"Use from_layer\(\)"),
+        ({"form": "monochromatic", "rank": 3}, "rank=3 must divide the 8 filters"),
+        ({"form": "bicluster", "rank": (2, 3, 1, 1)}, r"rank\[1\]=3 the 8 filters"),
+        ({"form": "separable_basis", "rank": 10}, "the largest useful rank is 9"),
         ({"groups": 2}, "`groups` must be 1; got groups=2"),
     ],
 )
@@ -184,3 +254,21 @@ def test_grouped_convolutions_are_refused_by_from_layer():
     conv.build((None, 9, 9, 4))
     with pytest.raises(ValueError, match="FactorizedConv2D: `groups` must be 1; got groups=2"):
         FactorizedConv2D.from_layer(conv, rank=2)
+
+
+@pytest.mark.parametrize("form", RANKS)
+def test_factors_are_taken_as_they_are(form):
+    conv = trained_conv()
+    factors = decompose(ops.convert_to_numpy(conv.kernel), form, RANKS[form])
+    layer = FactorizedConv2D.from_layer(conv, factors=factors)
+    assert layer.form == form
+    for weight, array in zip(layer.factors, factors.arrays, strict=True):
+        np.testing.assert_allclose(ops.convert_to_numpy(weight), array, rtol=1e-6)
+
+
+def test_factors_of_another_kernel_are_refused():
+    factors = decompose(RNG.normal(size=(3, 3, 4, 5)), "svd", 2)
+    with pytest.raises(ValueError, match=r"shape \(3, 3, 4, 5\); the layer's is \(3, 3, 4, 6\)"):
+        FactorizedConv2D.from_layer(trained_conv(), factors=factors)
+    with pytest.raises(ValueError, match="must be what kc.decomposition.decompose gives"):
+        FactorizedConv2D.from_layer(trained_conv(), factors=3)
