@@ -61,7 +61,8 @@ class BiclusterFactors(Factors):
 
     @classmethod
     def limits(cls, kernel_shape):
-        return (kernel_shape[2], kernel_shape[3], *TuckerFactors.limits(kernel_shape))
+        inputs, outputs = TuckerFactors.limits(kernel_shape)
+        return (inputs, kernel_shape[3], inputs, outputs)
 
     @classmethod
     def check_rank(cls, kernel_shape, rank, owner=None):

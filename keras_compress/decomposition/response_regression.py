@@ -38,23 +38,20 @@ class _ReducedRank:
     """What the regression needs of the inputs, once for many targets."""
 
     def __init__(self, inputs, ridge):
-        self.products = inputs.T @ inputs
-        size = len(self.products)
-        self._added = (ridge * np.trace(self.products) / size or 1.0) * np.eye(size)
-        values, vectors = np.linalg.eigh(self.products + self._added)
+        products = inputs.T @ inputs
+        size = len(products)
+        self._added = (ridge * np.trace(products) / size or 1.0) * np.eye(size)
+        values, vectors = np.linalg.eigh(products + self._added)
         # Not by Cholesky: responses of dead channels are as good as dependent.
         self._inverse = (vectors / np.maximum(values, np.finfo("float64").tiny)) @ vectors.T
 
     def solve(self, cross, rank):
+        """The best `(left, right)`."""
         cross = cross + self._added
-        full = self._inverse @ cross
         # Second moment of what the unrestricted map gives: its principal components stay.
-        basis = leading_eigenvectors(_symmetric(cross.T @ full), rank)
-        return full @ basis, basis.T
-
-
-def _symmetric(matrix):
-    return (matrix + matrix.T) / 2
+        moment = cross.T @ self._inverse @ cross
+        basis = leading_eigenvectors((moment + moment.T) / 2, rank)
+        return self._inverse @ (cross @ basis), basis.T
 
 
 class ChannelRegression:

@@ -172,6 +172,7 @@ def test_bad_arguments_say_what_to_do(arguments, message):
 
 
 def test_gradients_of_stochastic_quantizers_train_both_kernels():
+    keras.utils.set_random_seed(0)
     layer = QuantSeparableConv2D(
         4,
         3,
