@@ -36,10 +36,16 @@ class SeparableBasisFactors(Factors):
 
     @classmethod
     def unfoldings(cls, kernel):
-        # The filters of each input channel as (vertical and horizontal) x outputs: no basis of
-        # them can be smaller than this matrix's rank.
-        height, width, inputs, outputs = kernel.shape
-        return [[kernel[:, :, s].reshape(height * width, outputs) for s in range(inputs)]]
+        # For each input channel the three unfoldings of its filters; as for CP, each is a bound.
+        found = []
+        for filters in np.moveaxis(kernel, 2, 0):
+            height, width, outputs = filters.shape
+            found += [
+                filters.reshape(height * width, outputs),
+                filters.reshape(height, -1),
+                filters.transpose(1, 0, 2).reshape(width, -1),
+            ]
+        return [found]
 
     @classmethod
     def fit(cls, kernel, rank):

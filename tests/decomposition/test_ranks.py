@@ -56,9 +56,9 @@ def test_policies_stay_within_the_limits_of_edge_shapes(form, shape, rank):
     ranks = FORMS[form].resolve_rank(rank, kernel)
     limits = FORMS[form].limits(shape)
     assert all(1 <= r <= limit for r, limit in zip(ranks, limits, strict=True))
-    if rank == 1.0 and form != "cp":
-        # Alternating least squares comes close to zero, not below it.
-        assert decompose(kernel, form, ranks).error(kernel) < 1e-5
+    # Of sums of outer products of more than two vectors, the unfoldings' ranks are bounds only.
+    if rank == 1.0 and form not in ("cp", "separable_basis"):
+        assert decompose(kernel, form, ranks).error(kernel) < 1e-6
 
 
 @pytest.mark.parametrize("shape", EDGE_SHAPES)
