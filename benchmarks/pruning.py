@@ -286,9 +286,7 @@ def main():
     parser.add_argument("--only", nargs="+", default=["channels", "weights", "saliency", "surgery"])
     parser.add_argument("--print-only", action="store_true", help="leave README.md as it is")
     options = parser.parse_args()
-    kept = FOLDER / "results" / "pruning.json"
-    # What is measured now takes the place of the same part of an earlier run.
-    results = json.loads(kept.read_text())["results"] if kept.exists() else {}
+    results = {}
     if "surgery" in options.only:
         results["surgery"] = surgery()
     if "saliency" in options.only:
@@ -298,6 +296,10 @@ def main():
         results["channels"] = [channels(n, options.seeds, options.runs) for n in CHANNELS]
     if "weights" in options.only:
         results["weights"] = [weights(n, b, options.seeds) for n, b in LENETS.items()]
+    kept = FOLDER / "results" / "pruning.json"
+    if kept.exists():
+        # What was measured now takes the place of the same part of an earlier run.
+        results = json.loads(kept.read_text())["results"] | results
     table = Table(["what", "measured", "asked"], rows(results), align="<<<")
     if options.print_only:
         print(table.to_text())

@@ -120,7 +120,7 @@ def test_bad_targets_say_what_is_possible():
     with pytest.raises(ValueError, match=r"`target` must be a number in \[0, 1\)"):
         kc.pruning.prune_channels(model, "l1", 1.0)
     with pytest.raises(
-        ValueError, match="exactly one of macs=, params=, bytes=, energy=, latency=; got no"
+        ValueError, match="exactly one of macs=, params=.*; got no"
     ):
         Budget()
     with pytest.raises(ValueError, match="exactly one"):
