@@ -35,7 +35,7 @@ def vgg16(width=16, classes=10):
             x = layers.Conv2D(
                 width * factor, 3, padding="same", use_bias=False, name=f"conv{block}_{i + 1}"
             )(x)
-            x = layers.ReLU()(layers.BatchNormalization()(x))
+            x = layers.ReLU()(layers.BatchNormalization(momentum=0.9)(x))
         x = layers.MaxPooling2D()(x)
     x = layers.Dense(width * 8, activation="relu", name="fc")(layers.Flatten()(x))
     return keras.Model(inputs, layers.Dense(classes, name="logits")(x))
@@ -47,7 +47,7 @@ def resnet20(width=8, classes=10):
 
     def conv(x, filters, size=3, strides=1):
         x = layers.Conv2D(filters, size, strides, padding="same", use_bias=False)(x)
-        return layers.BatchNormalization()(x)
+        return layers.BatchNormalization(momentum=0.9)(x)
 
     x = layers.ReLU()(conv(x, width))
     for stage in range(3):
@@ -122,7 +122,7 @@ CHANNELS = {
 }
 
 
-def channels(name, seeds, runs, epochs=30, tuning=20):
+def channels(name, seeds, runs, epochs=15, tuning=10):
     """Taylor scores, three rounds of pruning and fine-tuning."""
     build, target, asked = CHANNELS[name]
     train, test = kc.datasets.digits(size=32)
@@ -138,6 +138,7 @@ def channels(name, seeds, runs, epochs=30, tuning=20):
                 kc.pruning.criteria.Taylor(),
                 kc.pruning.Budget(macs=left),
                 (train[0][:512], train[1][:512]),
+                round_to=4,
             )
             pruned = fit(pruned, train, tuning, 1e-3)
         plain, small = kc.export.to_tflite(model), kc.export.to_tflite(pruned)
