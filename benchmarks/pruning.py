@@ -257,14 +257,14 @@ def mean_change(pairs):
 def rows(results):
     table = []
     for r in results.get("channels", []):
-        figure = (
-            f"{mean_change(r['accuracy'])}; {r['faster']:.2f}x faster, {r['smaller']:.1f}x smaller"
-        )
+        figure = f"{mean_change(r['accuracy'])}, {len(r['accuracy'])} seed(s); {r['faster']:.2f}x faster, {r['smaller']:.1f}x smaller"
         asked = f"-{r['asked'][0]}, {r['asked'][1]}x faster"
         table.append([f"{r['what']} gone" if "80" in r["what"] else r["what"], figure, asked])
     for r in results.get("weights", []):
         smaller = r["bytes"][0] / r["bytes"][1]
-        figure = f"{mean_change(r['accuracy'])}, {len(r['accuracy'])} seeds; {smaller:.1f}x smaller"
+        figure = (
+            f"{mean_change(r['accuracy'])}, {len(r['accuracy'])} seed(s); {smaller:.1f}x smaller"
+        )
         table.append([f"{r['what']}, 92 % of the weights gone", figure, f"-{r['asked']}"])
     for s, rises in results.get("saliency", {}).items():
         figure = ", ".join(f"{name} {np.mean(v):.3f}" for name, v in rises.items())
@@ -312,7 +312,8 @@ def main():
         "python benchmarks/pruning.py",
         "Accuracy of the .tflite before and after, mean of the seeds, in brackets the mean change "
         "in points and its spread (largest less smallest). Channels: scikit-learn's digits at "
-        "32x32, Taylor scores, three rounds of pruning and fine-tuning; weights: 28x28 glyphs.",
+        "32x32, Taylor scores, three rounds of pruning and fine-tuning; weights: 28x28 glyphs. "
+        "Parts that were not run this time are those of an earlier run.",
     )
 
 
