@@ -251,20 +251,21 @@ def mean_change(pairs):
     before, after = 100 * np.array(pairs).T
     spread = np.ptp(after - before)
     change = (after - before).mean()
-    return f"{before.mean():.2f} to {after.mean():.2f} % ({change:+.2f}, {spread:.2f})"
+    figure = f"{before.mean():.2f} to {after.mean():.2f} % ({change:+.2f}, {spread:.2f})"
+    return f"{figure}, {len(pairs)} seed{'s' if len(pairs) > 1 else ''}"
 
 
 def rows(results):
     table = []
     for r in results.get("channels", []):
-        figure = f"{mean_change(r['accuracy'])}, {len(r['accuracy'])} seed(s); {r['faster']:.2f}x faster, {r['smaller']:.1f}x smaller"
+        figure = (
+            f"{mean_change(r['accuracy'])}; {r['faster']:.2f}x faster, {r['smaller']:.1f}x smaller"
+        )
         asked = f"-{r['asked'][0]}, {r['asked'][1]}x faster"
         table.append([f"{r['what']} gone" if "80" in r["what"] else r["what"], figure, asked])
     for r in results.get("weights", []):
         smaller = r["bytes"][0] / r["bytes"][1]
-        figure = (
-            f"{mean_change(r['accuracy'])}, {len(r['accuracy'])} seed(s); {smaller:.1f}x smaller"
-        )
+        figure = f"{mean_change(r['accuracy'])}; {smaller:.1f}x smaller"
         table.append([f"{r['what']}, 92 % of the weights gone", figure, f"-{r['asked']}"])
     for s, rises in results.get("saliency", {}).items():
         figure = ", ".join(f"{name} {np.mean(v):.3f}" for name, v in rises.items())
