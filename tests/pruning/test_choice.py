@@ -119,9 +119,7 @@ def test_bad_targets_say_what_is_possible():
         kc.pruning.prune_channels(model, "l1", Budget(macs=0.001))
     with pytest.raises(ValueError, match=r"`target` must be a number in \[0, 1\)"):
         kc.pruning.prune_channels(model, "l1", 1.0)
-    with pytest.raises(
-        ValueError, match="exactly one of macs=, params=.*; got no"
-    ):
+    with pytest.raises(ValueError, match="exactly one of macs=, params=.*; got no"):
         Budget()
     with pytest.raises(ValueError, match="exactly one"):
         Budget(macs=0.5, bytes=0.5)
