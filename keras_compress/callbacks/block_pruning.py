@@ -5,11 +5,10 @@ import zlib
 import numpy as np
 
 from keras_compress import validation
-from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy
+from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy, zero_pruned
 from keras_compress.pruning.block_masks import check_block_size, kept_blocks, random_scores
 from keras_compress.pruning.masks import group_scores
 from keras_compress.pruning.prunable import kernels_of, trained_model
-from keras_compress.pruning.pruning_mask import carry_masks
 
 
 class BlockPruning(MaskCallback):
@@ -79,13 +78,7 @@ class BlockPruning(MaskCallback):
     def set_model(self, model):
         super().set_model(model)
         kernels = kernels_of(trained_model(model, self), self.layers, "BlockPruning")
-        with self.scope():
-            installed = [kernel.install_mask() for kernel in kernels]
-        self.pruned = [(k, mask) for k, (mask, _) in zip(kernels, installed, strict=True)]
-        if any(new for _, new in installed):
-            # A step compiled earlier has the old constraints in it.
-            model.train_function = None
-        carry_masks(model)
+        self.install_masks(kernels)
 
     def on_epoch_begin(self, epoch, logs=None):
         # Here and not earlier: BackupAndRestore restores in its on_train_begin.
@@ -94,8 +87,7 @@ class BlockPruning(MaskCallback):
                 if to_numpy(mask.progress)[2] != self._mark:
                     mask.set_mask(self._choose(kernel, index))
                     mask.progress.assign(np.array([0, 0, self._mark], "int32"))
-                    weights = to_numpy(kernel.variable)
-                    kernel.variable.assign(np.where(to_numpy(mask.mask), weights, 0))
+                    zero_pruned(kernel, mask)
 
     def on_train_end(self, logs=None):
         self.apply_masks()

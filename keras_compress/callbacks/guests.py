@@ -4,9 +4,7 @@ A variable that the compiled step reads, and that changes while it runs, must be
 JAX carries no other through a step. The callback puts it, as a layer, into a layer of the model.
 """
 
-import contextlib
-
-from keras_compress.pruning.prunable import all_layers
+from keras_compress.pruning.prunable import all_layers, unlocked
 
 
 def lend(layer, attribute, guest):
@@ -17,7 +15,7 @@ def lend(layer, attribute, guest):
         attribute: Name of the attribute that holds the guest.
         guest: A built layer.
     """
-    with _unlocked(layer):
+    with unlocked(layer):
         setattr(layer, attribute, guest)
 
 
@@ -26,16 +24,6 @@ def take_back(model, attribute):
     for layer in all_layers(model):
         guest = getattr(layer, attribute, None)
         if guest is not None:
-            with _unlocked(layer):
+            with unlocked(layer):
                 layer._tracker.untrack(guest)
                 delattr(layer, attribute)
-
-
-@contextlib.contextmanager
-def _unlocked(layer):
-    # Keras locks a built layer against new state; its own enable_lora() unlocks it so.
-    layer._tracker.unlock()
-    try:
-        yield
-    finally:
-        layer._tracker.lock()

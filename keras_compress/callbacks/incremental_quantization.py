@@ -1,6 +1,5 @@
 """`IncrementalQuantization`: weights that become powers of two, the largest first."""
 
-import contextlib
 import warnings
 
 import keras
@@ -8,6 +7,7 @@ import numpy as np
 
 from keras_compress import validation
 from keras_compress.callbacks.frozen_weights import FrozenWeights
+from keras_compress.callbacks.mask_callback import variable_scope
 from keras_compress.pruning.prunable import kernels_of, unbuilt_layers
 from keras_compress.pruning.pruning_mask import carry_masks
 from keras_compress.quantizers import PowerOfTwo
@@ -102,16 +102,12 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 f"({', '.join(unbuilt) or 'all'}); call the model on a batch before fit()."
             )
         self._kernels = kernels_of(model, self.layers, "IncrementalQuantization")
-        with self._scope():
+        with variable_scope(self.model):
             self._constraints = [_install(kernel) for kernel in self._kernels]
         # A step compiled earlier has the old constraints in it.
         model.train_function = None
         carry_masks(model)
         self._warned = False
-
-    def _scope(self):
-        strategy = getattr(self.model, "distribute_strategy", None)
-        return contextlib.nullcontext() if strategy is None else strategy.scope()
 
     @property
     def _last_start(self):
@@ -131,7 +127,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
                 "callback. Use fewer `epochs_per_step`, or more epochs.",
                 stacklevel=2,
             )
-        with self._scope():
+        with variable_scope(self.model):
             for kernel, constraint in zip(self._kernels, self._constraints, strict=True):
                 begun = int(_number(constraint.epochs))
                 step = min(begun // self.epochs_per_step, len(self.portions) - 1)
@@ -157,7 +153,7 @@ class IncrementalQuantization(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         complete = all(_number(c.epochs) >= self._last_start for c in self._constraints)
-        with self._scope():
+        with variable_scope(self.model):
             for kernel, constraint in zip(self._kernels, self._constraints, strict=True):
                 # An optimizer with a moving average of weights has just written that over them.
                 _restore(kernel.variable, _array(constraint.frozen))
@@ -175,27 +171,13 @@ def _install(kernel):
         constraint = before
     else:
         constraint = FrozenWeights(kernel.variable.shape, constraint=before)
-    _set_constraint(kernel, constraint)
+    kernel.set_constraint(constraint)
     return constraint
 
 
 def _uninstall(kernel, constraint):
-    _set_constraint(kernel, constraint.constraint)
+    kernel.set_constraint(constraint.constraint)
     kernel.layer._tracker.untrack(constraint)
-
-
-def _set_constraint(kernel, constraint):
-    layer = kernel.layer
-    # Keras locks a built layer against new state; its own enable_lora() unlocks it so.
-    layer._tracker.unlock()
-    setattr(layer, kernel.constraint_attribute, constraint)
-    layer._tracker.lock()
-    step = kernel.variable.constraint
-    if hasattr(step, "after"):
-        # The proximal step of another callback: what is frozen has the last word.
-        step.after = constraint
-    else:
-        kernel.variable.constraint = constraint
 
 
 def _restore(variable, frozen):

@@ -5,10 +5,9 @@ import zlib
 import numpy as np
 
 from keras_compress import validation
-from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy
+from keras_compress.callbacks.mask_callback import MaskCallback, to_numpy, zero_pruned
 from keras_compress.pruning.masks import magnitude_mask
 from keras_compress.pruning.prunable import kernels_of, trained_model
-from keras_compress.pruning.pruning_mask import carry_masks
 
 
 class IterativeHardThresholding(MaskCallback):
@@ -66,13 +65,7 @@ class IterativeHardThresholding(MaskCallback):
     def set_model(self, model):
         super().set_model(model)
         kernels = kernels_of(trained_model(model, self), self.layers, "IterativeHardThresholding")
-        with self.scope():
-            installed = [kernel.install_mask() for kernel in kernels]
-        self.pruned = [(k, mask) for k, (mask, _) in zip(kernels, installed, strict=True)]
-        if any(new for _, new in installed):
-            # A step compiled earlier has the old constraints in it.
-            model.train_function = None
-        carry_masks(model)
+        self.install_masks(kernels)
 
     # Epochs are counted as they begin: BackupAndRestore then saves the same count, whether it
     # comes before this callback or after.
@@ -98,9 +91,8 @@ class IterativeHardThresholding(MaskCallback):
 
     def _threshold(self, kernel, mask):
         """Keeps the largest weights of a kernel; of equal ones, the first in memory go first."""
-        weights = to_numpy(kernel.variable)
-        mask.set_mask(magnitude_mask(weights, self.sparsity_target))
-        kernel.variable.assign(np.where(to_numpy(mask.mask), weights, 0))
+        mask.set_mask(magnitude_mask(to_numpy(kernel.variable), self.sparsity_target))
+        zero_pruned(kernel, mask)
 
     def _begun(self, mask):
         """Epochs that have begun since the first one with an equal callback."""

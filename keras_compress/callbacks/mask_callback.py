@@ -5,6 +5,8 @@ import contextlib
 import keras
 import numpy as np
 
+from keras_compress.pruning.pruning_mask import carry_masks
+
 
 class MaskCallback(keras.callbacks.Callback):
     """Logs the share of zeros in the pruned weights, as `sparsity`, at the end of each epoch.
@@ -21,8 +23,21 @@ class MaskCallback(keras.callbacks.Callback):
 
     def scope(self):
         """Where variables of the model can be made and assigned."""
-        strategy = getattr(self.model, "distribute_strategy", None)
-        return contextlib.nullcontext() if strategy is None else strategy.scope()
+        return variable_scope(self.model)
+
+    def install_masks(self, kernels):
+        """Fills `pruned`: puts a `PruningMask` on kernels, or finds those that are there.
+
+        Args:
+            kernels: List of `PrunableKernel`.
+        """
+        with self.scope():
+            installed = [kernel.install_mask() for kernel in kernels]
+        self.pruned = [(k, mask) for k, (mask, _) in zip(kernels, installed, strict=True)]
+        if any(new for _, new in installed):
+            # A step compiled earlier has the old constraints in it.
+            self.model.train_function = None
+        carry_masks(self.model)
 
     def on_epoch_end(self, epoch, logs=None):
         if keras.backend.backend() == "jax":
@@ -37,8 +52,7 @@ class MaskCallback(keras.callbacks.Callback):
         """
         with self.scope():
             for kernel, mask in self.pruned:
-                # Not by a product, which leaves negative zeros.
-                kernel.variable.assign(np.where(to_numpy(mask.mask), to_numpy(kernel.variable), 0))
+                zero_pruned(kernel, mask)
 
     @property
     def layer_sparsity(self):
@@ -50,6 +64,18 @@ class MaskCallback(keras.callbacks.Callback):
         """Share of all pruned weights that is masked."""
         masks = [to_numpy(mask.mask) for _, mask in self.pruned]
         return 1 - int(sum(mask.sum() for mask in masks)) / sum(mask.size for mask in masks)
+
+
+def variable_scope(model):
+    """Where variables of a model can be made and assigned."""
+    strategy = getattr(model, "distribute_strategy", None)
+    return contextlib.nullcontext() if strategy is None else strategy.scope()
+
+
+def zero_pruned(kernel, mask):
+    """Zeroes what a mask prunes in a `PrunableKernel`'s weight."""
+    # Not by a product, which leaves negative zeros.
+    kernel.variable.assign(np.where(to_numpy(mask.mask), to_numpy(kernel.variable), 0))
 
 
 def to_numpy(variable):

@@ -1,5 +1,6 @@
 """Which weights of a model can be pruned, and where their constraint lives."""
 
+import contextlib
 import dataclasses
 
 import keras
@@ -89,22 +90,39 @@ class PrunableKernel:
         Returns:
             `(mask, new)`.
         """
-        layer, variable = self.layer, self.variable
-        mask = getattr(layer, self.constraint_attribute)
+        mask = getattr(self.layer, self.constraint_attribute)
         new = not isinstance(mask, kind)
         if new:
-            mask = kind(variable.shape, constraint=mask)
-            # Keras locks a built layer against new state; its own enable_lora() unlocks it so.
-            layer._tracker.unlock()
-            setattr(layer, self.constraint_attribute, mask)
-            layer._tracker.lock()
-        step = variable.constraint
-        if hasattr(step, "after"):
-            # The proximal step of another callback: the mask has the last word.
-            step.after = mask
-        else:
-            variable.constraint = mask
+            mask = kind(self.variable.shape, constraint=mask)
+        self.set_constraint(mask)
         return mask, new
+
+    def set_constraint(self, constraint):
+        """Makes a constraint that of the weight, which then acts after every update.
+
+        Args:
+            constraint: The constraint (a layer, if it has state), or `None`.
+        """
+        if getattr(self.layer, self.constraint_attribute) is not constraint:
+            with unlocked(self.layer):
+                setattr(self.layer, self.constraint_attribute, constraint)
+        step = self.variable.constraint
+        if hasattr(step, "after"):
+            # The proximal step of another callback: this has the last word.
+            step.after = constraint
+        else:
+            self.variable.constraint = constraint
+
+
+@contextlib.contextmanager
+def unlocked(layer):
+    """While it lasts, a built layer takes new state."""
+    # Keras locks a built layer against it; its own enable_lora() unlocks it so.
+    layer._tracker.unlock()
+    try:
+        yield
+    finally:
+        layer._tracker.lock()
 
 
 def prunable_kernels(model):

@@ -36,7 +36,7 @@ class Observer:
             List of numpy arrays.
         """
         if self._forward is None:
-            self._forward = _compiled(self.run)
+            self._forward = compiled(self.run)
         return [ops.convert_to_numpy(t) for t in self._forward(_tensors(inputs))]
 
     def run(self, inputs):
@@ -91,7 +91,7 @@ class Observer:
                 (outputs,) = self._run(inputs, self.graph.calls, [output], replace)
                 return loss(targets, outputs)
 
-            self._scaled = _compiled(scaled)
+            self._scaled = compiled(scaled)
         losses = self._scaled(_tensors(inputs), ops.convert_to_tensor(targets), _tensors(factors))
         return ops.convert_to_numpy(losses)
 
@@ -157,7 +157,8 @@ def _tensors(inputs):
     return [ops.convert_to_tensor(array) for array in inputs]
 
 
-def _compiled(function):
+def compiled(function):
+    """A function of tensors, compiled where the backend in use compiles."""
     backend = keras.backend.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -199,7 +200,7 @@ def _gradient_function(observer, loss):
             return tensors, found
 
         wanted = set(values)
-        return _compiled(gradients)
+        return compiled(gradients)
     if backend == "jax":
         import jax
 
@@ -217,7 +218,7 @@ def _gradient_function(observer, loss):
             found, tensors = jax.grad(shifted, has_aux=True)(zeros, inputs, targets)
             return tensors, found
 
-        return _compiled(gradients)
+        return compiled(gradients)
     raise ValueError(
         f"Gradients inside a model are there for the TensorFlow and JAX backends, not for "
         f"{backend}; set KERAS_BACKEND."

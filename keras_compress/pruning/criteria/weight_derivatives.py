@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_compress.pruning.criteria.observer import Observer
+from keras_compress.pruning.criteria.observer import Observer, compiled
 from keras_compress.pruning.prunable import all_layers
 
 _ENTRIES = 2**25
@@ -35,11 +35,11 @@ class WeightDerivatives:
         self.loss = loss
         self._observer = Observer(graph, outputs)
         self._tools = _tools(graph)
-        self._gradients = self._tools.compiled(self._loss_gradients)
-        self._squares = self._tools.compiled(self._squared_gradients)
-        self._projected = self._tools.compiled(self._projected_squares)
-        self._curvature = self._tools.compiled(self._output_curvature)
-        self._product = self._tools.compiled(self._hessian_product)
+        self._gradients = compiled(self._loss_gradients)
+        self._squares = compiled(self._squared_gradients)
+        self._projected = compiled(self._projected_squares)
+        self._curvature = compiled(self._output_curvature)
+        self._product = compiled(self._hessian_product)
         size = sum(int(np.prod(variable.shape)) for variable in self.variables)
         self._rows = max(1, _ENTRIES // size)
 
@@ -160,12 +160,6 @@ class _TensorFlow:
     def __init__(self, loops):
         self.loops = loops
 
-    @staticmethod
-    def compiled(function):
-        import tensorflow as tf
-
-        return tf.function(function, reduce_retracing=True)
-
     def per_sample(self, function, values, inputs, targets):
         """Gradients in `values` of the sum of `function`, for each row of the rest alone."""
         import tensorflow as tf
@@ -211,12 +205,6 @@ class _TensorFlow:
 
 class _Jax:
     """Differentiation on JAX."""
-
-    @staticmethod
-    def compiled(function):
-        import jax
-
-        return jax.jit(function)
 
     @staticmethod
     def per_sample(function, values, inputs, targets):
