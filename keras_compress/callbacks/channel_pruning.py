@@ -219,13 +219,13 @@ def _kept_channels(graph, weights):
     pairs = [(w, m) for w, m in zip(weights, masks, strict=True) if isinstance(m, PruningMask)]
     kept = np.ones(graph.count, bool)
     for weight, mask in pairs:
-        array = keras.ops.convert_to_numpy(mask.mask)
+        array = mask.read_mask()
         for axis, channels in graph.positions(weight.variable).items():
             others = tuple(i for i in range(array.ndim) if i != axis)
             kept[channels[~array.any(axis=others)]] = False
     kept[FIXED] = True
     for weight, mask in pairs:
-        if (_mask(graph, weight.variable, kept) != keras.ops.convert_to_numpy(mask.mask)).any():
+        if (_mask(graph, weight.variable, kept) != mask.read_mask()).any():
             raise ValueError(
                 f"ChannelPruning: '{weight.name}' is under a mask of single weights, of another "
                 "callback. Take it off first: kc.pruning.strip(model)."

@@ -98,7 +98,7 @@ class DynamicNetworkSurgery(MaskCallback):
         if isinstance(mask, SurgeryMask):
             if mask.started(rate):
                 return None
-            weights = np.where(to_numpy(mask.mask), weights, to_numpy(mask.latent))
+            weights = np.where(mask.read_mask(), weights, to_numpy(mask.latent))
         elif isinstance(mask, PruningMask):
             raise ValueError(
                 f"DynamicNetworkSurgery: '{kernel.name}' is under the mask of another callback, "

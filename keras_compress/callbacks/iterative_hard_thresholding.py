@@ -85,7 +85,7 @@ class IterativeHardThresholding(MaskCallback):
         self.apply_masks()
         with self.scope():
             for kernel, mask in self.pruned:
-                if to_numpy(mask.mask).all():
+                if mask.read_mask().all():
                     # A dense phase was the last.
                     self._threshold(kernel, mask)
 

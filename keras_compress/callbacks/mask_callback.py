@@ -57,12 +57,12 @@ class MaskCallback(keras.callbacks.Callback):
     @property
     def layer_sparsity(self):
         """Dict from the name of each pruned weight to the share of it that is masked."""
-        return {kernel.name: 1 - float(to_numpy(mask.mask).mean()) for kernel, mask in self.pruned}
+        return {kernel.name: 1 - float(mask.read_mask().mean()) for kernel, mask in self.pruned}
 
     @property
     def sparsity(self):
         """Share of all pruned weights that is masked."""
-        masks = [to_numpy(mask.mask) for _, mask in self.pruned]
+        masks = [mask.read_mask() for _, mask in self.pruned]
         return 1 - int(sum(mask.sum() for mask in masks)) / sum(mask.size for mask in masks)
 
 
@@ -75,7 +75,7 @@ def variable_scope(model):
 def zero_pruned(kernel, mask):
     """Zeroes what a mask prunes in a `PrunableKernel`'s weight."""
     # Not by a product, which leaves negative zeros.
-    kernel.variable.assign(np.where(to_numpy(mask.mask), to_numpy(kernel.variable), 0))
+    kernel.variable.assign(np.where(mask.read_mask(), to_numpy(kernel.variable), 0))
 
 
 def to_numpy(variable):

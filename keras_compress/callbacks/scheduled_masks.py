@@ -163,7 +163,7 @@ class Target:
         self.mask.progress.assign(np.array([origin, last, self.mark], "int32"))
 
     def read_mask(self):
-        return keras.ops.convert_to_numpy(self.mask.mask)
+        return self.mask.read_mask()
 
     def set_mask(self, mask):
         self.mask.set_mask(mask)
@@ -172,7 +172,7 @@ class Target:
     def apply_mask(self):
         variable = self.kernel.variable
         mask, kernel = map(keras.ops.convert_to_tensor, (self.mask.mask, variable))
-        variable.assign(keras.ops.where(mask, kernel, 0))
+        variable.assign(keras.ops.where(mask > 0, kernel, 0))
 
 
 class Course:

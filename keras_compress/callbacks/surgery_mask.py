@@ -104,14 +104,14 @@ class SurgeryMask(PruningMask):
         """
         mask, latent, steps = state
         # A product: TensorFlow's select takes three times as long.
-        hidden = ops.multiply(latent, 1.0 - ops.cast(mask, "float32"))
+        hidden = ops.multiply(latent, 1.0 - mask)
         latent = ops.add(ops.cast(weight, "float32"), hidden)
         if self.updates is not None:
             low, high = self.thresholds[0], self.thresholds[1]
             size = ops.abs(latent)
-            chosen = ops.logical_or(size >= high, ops.logical_and(mask, size >= low))
-            mask = ops.where(self.updates.due(steps), chosen, mask)
-        masked = ops.multiply(latent, ops.cast(mask, "float32"))
+            chosen = ops.logical_or(size >= high, ops.logical_and(mask > 0, size >= low))
+            mask = ops.where(self.updates.due(steps), ops.cast(chosen, "float32"), mask)
+        masked = ops.multiply(latent, mask)
         return ops.cast(masked, weight.dtype), [mask, latent, steps + 1]
 
     def start(self, low, high, c_rate):

@@ -75,7 +75,7 @@ class PrunableKernel:
         mask = getattr(self.layer, self.constraint_attribute)
         if not isinstance(mask, PruningMask):
             return np.zeros(tuple(self.variable.shape), bool)
-        return ~keras.ops.convert_to_numpy(mask.mask)
+        return ~mask.read_mask()
 
     def matches(self, key):
         """Whether a key (see `kc.matching`) chooses the layer or one that contains it."""

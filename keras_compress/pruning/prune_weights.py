@@ -224,7 +224,7 @@ def masked_copy(model, chosen, values=None):
         for mask in vars(layer).values():
             if isinstance(mask, PruningMask):
                 # The copy got the variable's value, which the constraint must be told of.
-                mask.set_mask(keras.ops.convert_to_numpy(mask.mask))
+                mask.set_mask(mask.read_mask())
     for kernel in prunable_kernels(new):
         if kernel.name in chosen:
             mask, _ = kernel.install_mask()

@@ -43,7 +43,8 @@ class PruningMask(keras.layers.Layer):
             name="mask",
             shape=self.shape,
             initializer="ones",
-            dtype="bool",
+            # Not boolean: TensorFlow would cast it at every step, for longer than the product.
+            dtype="float32",
             trainable=False,
             autocast=False,
         )
@@ -73,8 +74,12 @@ class PruningMask(keras.layers.Layer):
         Args:
             mask: Boolean array of the weight's shape, true where weights stay.
         """
-        self.mask.assign(np.asarray(mask, bool))
+        self.mask.assign(np.asarray(mask, bool).astype("float32"))
         self.note_mask()
+
+    def read_mask(self):
+        """The mask: boolean array of the weight's shape, true where weights stay."""
+        return ops.convert_to_numpy(self.mask) > 0
 
     def note_mask(self):
         """Takes note of the mask, after something else than `set_mask` has changed it."""

@@ -39,7 +39,7 @@ def two_layers(**options):
 def weights_and_mask(model, name="fc"):
     """All `W`, pruned ones too, and `T`."""
     layer = model.get_layer(name)
-    mask = values(layer.kernel_constraint.mask)
+    mask = layer.kernel_constraint.read_mask()
     latent = values(layer.kernel_constraint.latent)
     return np.where(mask, values(layer.kernel), latent), mask
 
@@ -125,7 +125,7 @@ def test_guo_hysteresis_table():
     mask.updates = MaskUpdates(0.0, 1.0, None, 0)
     sizes = np.array([0.0, 0.89, 0.9, 1.0, 1.09, 1.1, 2.0, -1.0, -1.2], "float32")
     for before in (True, False):
-        was = np.full(9, before)
+        was = np.full(9, before, "float32")
         latent = np.zeros(9) if before else sizes
         weight = sizes if before else np.zeros(9)
         state = [was, latent.astype("float32"), np.int32(5)]
@@ -183,7 +183,7 @@ def test_guo_finalize_gives_exact_zeros_and_a_plain_model():
     model.fit(X, Y, epochs=2, callbacks=[surgery], verbose=0)
     plain = surgery.finalize()
     for name, share in (("hidden", 0.5), ("logits", 0.2)):
-        mask = values(model.get_layer(name).kernel_constraint.mask)
+        mask = model.get_layer(name).kernel_constraint.read_mask()
         kernel = values(plain.get_layer(name).kernel)
         np.testing.assert_array_equal(kernel != 0, mask)
         assert np.mean(kernel == 0) > share
