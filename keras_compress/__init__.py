@@ -10,12 +10,14 @@ from keras_compress import (
     export,
     interop,
     layers,
+    ops,
     optimizers,
     profile,
     pruning,
     quantizers,
     regularizers,
     sharing,
+    sparse,
 )
 from keras_compress.convert import convert
 
@@ -30,18 +32,22 @@ __all__ = [
     "export",
     "interop",
     "layers",
+    "models",
+    "ops",
     "optimizers",
     "profile",
     "pruning",
     "quantizers",
     "regularizers",
     "sharing",
+    "sparse",
     "survey",
 ]
 
 
 def __getattr__(name):
-    # On first use: `python -m keras_compress.survey` must not find it imported already.
-    if name == "survey":
-        return importlib.import_module("keras_compress.survey")
+    # On first use: `python -m keras_compress.survey` must not find it imported already, and models
+    # need what all others make.
+    if name in ("models", "survey"):
+        return importlib.import_module(f"keras_compress.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

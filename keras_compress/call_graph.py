@@ -166,8 +166,9 @@ class Rebuilder:
             for tensor in source.inputs
         ]
         model = self._model(source, inputs)
-        for layer, arrays in self._values:
-            for variable, array in zip(layer.variables, arrays, strict=True):
+        for chain, arrays in self._values:
+            variables = [v for new in chain for v in getattr(new, "variables", ())]
+            for variable, array in zip(variables, arrays, strict=True):
                 variable.assign(array)
         if source.compiled:
             model.compile_from_config(source.get_compile_config())
@@ -177,8 +178,9 @@ class Rebuilder:
         """What takes the place of a layer or an operation.
 
         Returns:
-            `(new, arrays)`: the new one and the values of its variables, in their order; `None` for
-            `new` where the input is handed on.
+            `(new, arrays)`: the new one, or a list of those that follow one another, and the values
+            of its variables, in their order (none: as they are initialized); `None` for `new` where
+            the input is handed on.
         """
         return new_like(operation, operation.get_config()), values_of(operation)
 
@@ -187,7 +189,7 @@ class Rebuilder:
 
         Args:
             operation: The old layer or operation.
-            new: What takes its place.
+            new: What takes its place; of several, the first.
             args: Positional arguments, with the new tensors.
             kwargs: Keyword arguments, likewise.
         """
@@ -200,8 +202,8 @@ class Rebuilder:
             model.add(inputs[0])
             taken = inputs
             for layer in source.layers:
-                new = self._nested(layer, taken) or self._operation(layer)
-                if new is not None:
+                nested = self._nested(layer, taken)
+                for new in [nested] if nested else self._operation(layer):
                     model.add(new)
                     taken = model.outputs
             return model
@@ -215,8 +217,11 @@ class Rebuilder:
                 known, (tuple(node.arguments.args), dict(node.arguments.kwargs))
             )
             taken = [tensors[id(tensor)] for tensor in node.input_tensors]
-            new = self._nested(operation, taken) or self._operation(operation)
-            given = taken[0] if new is None else self.call(operation, new, args, kwargs)
+            nested = self._nested(operation, taken)
+            chain = [nested] if nested else self._operation(operation)
+            given = self.call(operation, chain[0], args, kwargs) if chain else taken[0]
+            for new in chain[1:]:
+                given = new(given)
             outputs = keras.tree.flatten(given)
             tensors.update(zip(map(id, node.output_tensors), outputs, strict=True))
         structure = keras.tree.pack_sequence_as(source.input, inputs)
@@ -236,11 +241,13 @@ class Rebuilder:
         return self._made[id(source)]
 
     def _operation(self, operation):
+        """List of what takes the place of a layer or an operation, made at its first call."""
         if id(operation) not in self._made:
             new, arrays = self._changes.get(id(operation)) or self.remake(operation)
-            self._made[id(operation)] = new
+            chain = new if isinstance(new, list) else [] if new is None else [new]
+            self._made[id(operation)] = chain
             if len(arrays):
-                self._values.append((new, arrays))
+                self._values.append((chain, arrays))
         return self._made[id(operation)]
 
 

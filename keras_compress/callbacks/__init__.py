@@ -3,6 +3,7 @@
 from keras_compress.callbacks.block_pruning import BlockPruning
 from keras_compress.callbacks.channel_pruning import ChannelPruning
 from keras_compress.callbacks.dynamic_network_surgery import DynamicNetworkSurgery
+from keras_compress.callbacks.guided_sparsity import GuidedSparsity
 from keras_compress.callbacks.incremental_quantization import IncrementalQuantization
 from keras_compress.callbacks.iterative_hard_thresholding import IterativeHardThresholding
 from keras_compress.callbacks.magnitude_pruning import MagnitudePruning
@@ -15,6 +16,7 @@ __all__ = [
     "BlockPruning",
     "ChannelPruning",
     "DynamicNetworkSurgery",
+    "GuidedSparsity",
     "IncrementalQuantization",
     "IterativeHardThresholding",
     "MagnitudePruning",

@@ -8,6 +8,7 @@ from keras_compress.budget import Budget
 from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.decompose import FORMS, decompose
+from keras_compress.decomposition.depthwise import DepthwiseFactors
 from keras_compress.decomposition.displacement import (
     displacement,
     displacement_matvec,
@@ -17,9 +18,11 @@ from keras_compress.decomposition.displacement import (
 )
 from keras_compress.decomposition.evbmf import EVBMFResult, evbmf
 from keras_compress.decomposition.factors import Factors
+from keras_compress.decomposition.kernel_ridge import KernelRidgeFactors
 from keras_compress.decomposition.monochromatic import MonochromaticFactors
 from keras_compress.decomposition.ranks import EVBMF, Energy, RankPolicy
 from keras_compress.decomposition.separable_basis import SeparableBasisFactors
+from keras_compress.decomposition.sparse_basis import SparseBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
 from keras_compress.decomposition.spatial_channel import SpatialChannelFactors
 from keras_compress.decomposition.structured import project_s4, s4_patterns
@@ -30,23 +33,28 @@ from keras_compress.decomposition.tensor_train import (
     tt_svd,
     tt_to_matrix,
 )
+from keras_compress.decomposition.ternary import TernaryFactors
 from keras_compress.decomposition.tucker import TuckerFactors
 
 __all__ = [
     "BiclusterFactors",
     "Budget",
     "CPFactors",
+    "DepthwiseFactors",
     "EVBMF",
     "EVBMFResult",
     "Energy",
     "FORMS",
     "Factors",
+    "KernelRidgeFactors",
     "MonochromaticFactors",
     "RankPolicy",
     "SVDFactors",
     "SeparableBasisFactors",
+    "SparseBasisFactors",
     "SpatialChannelFactors",
     "SpatialFactors",
+    "TernaryFactors",
     "TuckerFactors",
     "balanced_modes",
     "contraction_order",

@@ -5,11 +5,15 @@ import numpy as np
 from keras_compress import validation
 from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
+from keras_compress.decomposition.depthwise import DepthwiseFactors
+from keras_compress.decomposition.kernel_ridge import KernelRidgeFactors
 from keras_compress.decomposition.monochromatic import MonochromaticFactors
 from keras_compress.decomposition.separable_basis import SeparableBasisFactors
+from keras_compress.decomposition.sparse_basis import SparseBasisFactors
 from keras_compress.decomposition.spatial import SpatialFactors
 from keras_compress.decomposition.spatial_channel import SpatialChannelFactors
 from keras_compress.decomposition.svd import SVDFactors
+from keras_compress.decomposition.ternary import TernaryFactors
 from keras_compress.decomposition.tucker import TuckerFactors
 
 #: Every form by its name.
@@ -24,22 +28,30 @@ FORMS = {
         SpatialChannelFactors,
         MonochromaticFactors,
         BiclusterFactors,
+        DepthwiseFactors,
+        SparseBasisFactors,
+        TernaryFactors,
+        KernelRidgeFactors,
     )
 }
 
 
-def decompose(kernel, form, rank, owner=None):
+def decompose(kernel, form, rank, owner=None, **options):
     """Fits the factors of a form to a trained kernel.
 
     Args:
         kernel: Array `(height, width, c_in, c_out)` of a convolution, or `(n_in, n_out)` of a
-            dense layer (`"svd"` only).
+            dense layer (`"svd"`, `"ternary"` and `"kernel_ridge"`).
         form: `"svd"`, `"spatial"`, `"tucker"`, `"cp"`, `"separable_basis"`,
-            `"spatial_channel"`, `"monochromatic"` or `"bicluster"`.
-        rank: Number of terms: an integer, as many integers as the form has ranks (`"tucker"` and
-            `"spatial_channel"` have two, `"bicluster"` four), a float in (0, 1] (share of the
-            squared singular values kept in each unfolding), `"evbmf"`, or a `RankPolicy`.
+            `"spatial_channel"`, `"monochromatic"`, `"bicluster"`, `"depthwise"`, `"sparse_basis"`,
+            `"ternary"` or `"kernel_ridge"`.
+        rank: Number of terms (of `"sparse_basis"`: q, filters of a channel): an integer, as many
+            integers as the form has ranks (`"tucker"` and `"spatial_channel"` have two,
+            `"bicluster"` four), a float in (0, 1] (share of the squared singular values kept in
+            each unfolding), `"evbmf"`, or a `RankPolicy`. For `"kernel_ridge"` a float is the share
+            of the inputs.
         owner: Whom an error speaks of.
+        **options: Of `"kernel_ridge"`: see `KernelRidgeFactors.fit`.
 
     Returns:
         `Factors` of that form.
@@ -66,11 +78,12 @@ def decompose(kernel, form, rank, owner=None):
         axes = " or ".join(map(str, cls.kernel_ndims))
         raise ValueError(
             f"{validation.prefix(owner)}form={form!r} takes a kernel with {axes} axes; got "
-            f"kernel.shape={kernel.shape}. For the kernel of a dense layer use form='svd'."
+            f"kernel.shape={kernel.shape}. For the kernel of a dense layer use form='svd', "
+            "'ternary' or 'kernel_ridge', which takes no other."
         )
     if 0 in kernel.shape or not np.isfinite(kernel).all():
         raise ValueError(
             f"{validation.prefix(owner)}`kernel` must have entries, all of them finite; got "
             f"kernel.shape={kernel.shape}. Look for NaN or infinity in the trained weights."
         )
-    return cls.fit(kernel, cls.resolve_rank(rank, kernel, owner))
+    return cls.fit(kernel, cls.resolve_rank(rank, kernel, owner), **options)

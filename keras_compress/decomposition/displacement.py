@@ -129,6 +129,25 @@ def displacement_matvec(inputs, g, h, operators=("shift", "shift")):
     return ops.cast(y, dtype)
 
 
+def toeplitz_like_matvecs(inputs, g, h):
+    """`displacement_matvec` with several Toeplitz-like matrices at once: one FFT for all.
+
+    Args:
+        inputs: Tensor `(rows, n)`.
+        g: Tensor `(matrices, n, r)`.
+        h: Tensor `(matrices, n, r)`.
+
+    Returns:
+        Tensor `(rows, matrices, n)`, of the dtype that a product of the inputs has.
+    """
+    dtype = keras.backend.result_type(inputs.dtype, g.dtype)
+    wide = keras.backend.result_type(dtype, "float32")
+    x, g, h = (ops.cast(each, wide) for each in (inputs, g, h))
+    matrices, n, rank = g.shape
+    u = _from_shift(x, ops.reshape(ops.transpose(h, (1, 0, 2)), (n, matrices * rank)))
+    return ops.cast(_to_shift(ops.reshape(u, (-1, matrices, rank, n)), g), dtype)
+
+
 def displacement_to_matrix(g, h, operators=("shift", "shift")):
     """The dense float32 matrix `M` of two generators, as a numpy array."""
     g, h = (ops.convert_to_tensor(each, "float32") for each in (g, h))
@@ -347,9 +366,9 @@ def _from_shift(x, h):
 
 
 def _to_shift(u, g):
-    """`sum_i sum_k A^(n-1-k) g_i u_i[k] / 2` for the cyclic shift: `(rows, n)`."""
-    n = g.shape[0]
-    g = ops.transpose(ops.roll(g, -1, axis=0)) * 0.5
+    """`sum_i sum_k A^(n-1-k) g_i u_i[k] / 2` for the cyclic shift: `(rows, ..., n)`."""
+    n = g.shape[-2]
+    g = ops.swapaxes(ops.roll(g, -1, axis=-2), -1, -2) * 0.5
     return _correlation(g, u, n, total=True)
 
 
@@ -359,7 +378,7 @@ def _correlation(taps, signal, period, total=False):
     xr, xi = ops.rfft(signal)
     real, imaginary = tr * xr + ti * xi, ti * xr - tr * xi
     if total:
-        real, imaginary = ops.sum(real, axis=1), ops.sum(imaginary, axis=1)
+        real, imaginary = ops.sum(real, axis=-2), ops.sum(imaginary, axis=-2)
     return ops.irfft((real, imaginary), fft_length=period)
 
 

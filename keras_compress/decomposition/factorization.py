@@ -20,7 +20,7 @@ class FactorizedLayer:
         macs_before: Multiply-accumulates of a sample; `None` where a shape is open.
         macs_after: The same, factorized.
         params_before: Number of weights of the kernel.
-        params_after: The same, factorized.
+        params_after: The same, factorized; of ternary factors, of floats that take as much room.
     """
 
     layer: str
@@ -44,6 +44,8 @@ class FactorizedLayer:
         macs = site.cost("macs")
         after = None if macs is None else sum(layer.macs(c.inputs[0].shape) for c in site.calls)
         params = sum(math.prod(weight.shape) for weight in layer.kernel_weights)
+        if form == "ternary":
+            params = -(-layer.kernel_bits() // 32)
         return cls(site.name, form, rank, float(error), macs, after, site.cost("params"), params)
 
 

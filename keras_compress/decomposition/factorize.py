@@ -11,7 +11,8 @@ from keras_compress.convert import check_graph, convert
 from keras_compress.decomposition.allocation import RankCurve, greedy_ranks
 from keras_compress.decomposition.decompose import FORMS
 from keras_compress.decomposition.factorization import Factorization, FactorizedLayer
-from keras_compress.decomposition.objectives import OBJECTIVES, objective_of
+from keras_compress.decomposition.kernel_ridge import KernelRidgeFactors
+from keras_compress.decomposition.objectives import OBJECTIVES, Covariance, objective_of
 from keras_compress.decomposition.ranks import Energy, rank_policy, resolve_rank
 from keras_compress.decomposition.sites import sites_of
 
@@ -20,7 +21,7 @@ ALIASES = {"channel": "svd", "tucker1": "svd", "tucker2": "tucker"}
 #: What `form="auto"` tries: chains of convolutions that the kernels of LiteRT run at full speed.
 AUTO = ("svd", "spatial", "tucker", "spatial_channel")
 _COSTS = ("macs", "params", "bytes")
-_WITHOUT_SPECTRA = ("monochromatic", "bicluster", "tt")
+_WITHOUT_SPECTRA = ("monochromatic", "bicluster", "kernel_ridge", "ternary", "tt")
 OWNER = "factorize"
 
 
@@ -53,7 +54,14 @@ def factorize(
     | `"separable_basis"` | depthwise d x 1 with multiplier R, depthwise 1 x d, 1x1 to T |
     | `"monochromatic"` | 1x1 to R colours, each of the T filters on one of them |
     | `"bicluster"` | 1x1, d x d, 1x1 between G groups of inputs and H of outputs |
+    | `"depthwise"` | 1x1 to R, depthwise d x d, 1x1 to T |
+    | `"sparse_basis"` | 1x1 to S, depthwise d x d with multiplier R, 1x1 to become sparse |
+    | `"ternary"` | ternary d x d to R, a scale each, ternary 1x1; a dense layer as two |
     | `"tt"` | `kc.layers.TTDense`, `TTConv2D` |
+    | `"kernel_ridge"` | dense layers only: `kc.layers.PredictedDense` |
+
+    `"kernel_ridge"` predicts by the places of the inputs with `objective="weights"`, which takes
+    layers that read a `Flatten`, and by the covariance of the inputs with `"covariance"`.
 
     | `objective` | fits, and needs |
     |---|---|
@@ -72,7 +80,8 @@ def factorize(
         rank: For every layer: an integer, as many integers as the form has ranks, a float in (0, 1]
             (share of the squared singular values to keep), `"evbmf"`, a `RankPolicy`; or a
             `Budget(macs=...)`, `Budget(params=...)` for the whole model. `"bicluster"` takes four
-            integers (groups of inputs, groups of outputs, two ranks), `"tt"` what its layers take.
+            integers (groups of inputs, groups of outputs, two ranks), `"tt"` what its layers take,
+            `"kernel_ridge"` a number or (float) share of inputs, a quarter by default.
         layers: Names, globs, classes, layers or predicates: the layers to factorize. `None` for
             every Dense layer and convolution of one group that the form can hold and that becomes
             cheaper.
@@ -198,6 +207,16 @@ def _check_rank(rank, forms, objective):
             f"{OWNER}: form='tt' is fitted to the kernels (TT-SVD): objective='weights'; got "
             f"objective={objective!r}."
         )
+    if "ternary" in forms and objective != "weights":
+        raise ValueError(
+            f"{OWNER}: form='ternary' is fitted to the kernels, term by term: objective='weights'; "
+            f"got objective={objective!r}. Fine-tune the result on the data instead."
+        )
+    if "kernel_ridge" in forms and objective not in ("weights", "covariance"):
+        raise ValueError(
+            f"{OWNER}: form='kernel_ridge' knows inputs by their places, objective='weights', or "
+            f"by their covariance, objective='covariance'; got objective={objective!r}."
+        )
 
 
 def _chosen(model, layers, forms):
@@ -207,7 +226,8 @@ def _chosen(model, layers, forms):
         if not chosen:
             raise ValueError(
                 f"{OWNER}: model '{model.name}' has no layer that {' or '.join(map(repr, forms))} "
-                "can hold: Dense layers for 'channel' and 'tt', convolutions of one group for all."
+                "can hold: Dense layers for 'channel', 'tt' and 'kernel_ridge', convolutions of "
+                "one group for all but that."
             )
         return chosen
     keys = [layers] if isinstance(layers, str) or callable(layers) else list(layers)
@@ -277,6 +297,8 @@ def _fitted(site, forms, rank, goal, fitted, named):
     for form in forms:
         if form == "tt":
             return _tensor_train(site, rank, named)
+        if form == "kernel_ridge":
+            return _predicted(site, rank, fitted, named)
         ranks = _ranks(site, form, rank, goal, form == forms[0], fitted, named)
         if ranks is None or not (named or goal is not None or site.is_cheaper(form, ranks)):
             continue
@@ -319,3 +341,37 @@ def _tensor_train(site, rank, named):
     difference = site.kernel - layer.reconstruct_kernel()
     error = float(np.linalg.norm(difference) / (np.linalg.norm(site.kernel) or 1.0))
     return FactorizedLayer.of(site, layer, "tt", tuple(np.ravel(layer.rank)), error), layer
+
+
+def _predicted(site, rank, fitted, named):
+    from keras_compress.layers import PredictedDense
+
+    inputs, units = site.kernel_shape
+    owner = f"{OWNER}: layer '{site.name}'"
+    rows = fitted.rows(site) if isinstance(fitted, Covariance) else None
+    if rows is not None:
+        # Dictionaries of this kind are stored: one.
+        options = {"columns": 1, "kernel": "covariance", "data": rows}
+    elif site.grid is None:
+        if named:
+            raise ValueError(
+                f"{owner} does not read a Flatten that would say which of its inputs are near each "
+                "other. Use objective='covariance' with data=, or PredictedDense.from_layer() with "
+                "coords=."
+            )
+        return None
+    else:
+        options = {"columns": min(5, units), "coords": site.grid}
+    if rank != "evbmf":
+        if isinstance(rank, numbers.Integral) and not named:
+            rank = min(rank, inputs)
+        (count,) = KernelRidgeFactors.resolve_rank(rank, site.kernel, owner)
+        options["fraction"] = count / inputs
+    layer = PredictedDense.from_layer(site.layer, **options)
+    if not named and layer.storage_bits() >= 32 * site.layer.count_params():
+        return None
+    kernel, difference = site.kernel, site.kernel - layer.reconstruct_kernel()
+    if rows is not None:
+        kernel, difference = rows @ kernel, rows @ difference
+    error = float(np.linalg.norm(difference) / (np.linalg.norm(kernel) or 1.0))
+    return FactorizedLayer.of(site, layer, "kernel_ridge", (layer.values.shape[0],), error), layer

@@ -16,7 +16,8 @@ class Stage:
 
     Attributes:
         kind: `"conv"` (grouped where its kernel reads fewer channels than there are),
-            `"depthwise"`, or `"order"`: its array says where each channel comes from.
+            `"depthwise"`, `"scale"` (a factor for each channel), or `"order"`: its array says where
+            each channel comes from.
         axes: Spatial axes (0: height, 1: width) along which this step carries the stride and the
             padding; along the others its kernel has size 1.
     """
@@ -92,6 +93,11 @@ class Factors:
     def orders(cls, kernel_shape, rank):
         """The arrays of the `"order"` stages of a kernel that is fitted to nothing yet."""
         return []
+
+    @classmethod
+    def weights(cls, kernel_shape, rank):
+        """Number of stored floats, or of those that take as much room."""
+        return sum(map(math.prod, cls.shapes(kernel_shape, rank)))
 
     # What a form may write where its arrays are more than the operands of its equation.
 
@@ -175,12 +181,19 @@ class Factors:
         return f"{type(self).__name__}(rank={self.rank}, params={self.params()})"
 
 
-def check_factors(factors, kernel, owner=None):
-    """Raises `ValueError` unless `factors` are `Factors` of a kernel of the shape of `kernel`."""
-    if not isinstance(factors, Factors):
+def check_factors(factors, kernel, forms, owner=None):
+    """Raises `ValueError` unless `factors` are of one of some forms, and of a kernel's shape.
+
+    Args:
+        factors: Anything.
+        kernel: Array.
+        forms: Names of the forms that the owner can run.
+        owner: Whom the error speaks of.
+    """
+    if not isinstance(factors, Factors) or factors.form not in forms:
         raise ValueError(
-            f"{validation.prefix(owner)}`factors` must be what kc.decomposition.decompose gives; "
-            f"got {type(factors).__name__}."
+            f"{validation.prefix(owner)}`factors` must be what kc.decomposition.decompose gives "
+            f"with form={' or '.join(map(repr, forms))}; got {type(factors).__name__}."
         )
     shape = factors.reconstruct().shape
     if shape != np.shape(kernel):

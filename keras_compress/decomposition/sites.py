@@ -10,7 +10,20 @@ from keras import ops
 from keras_compress import matching
 from keras_compress.call_graph import CallGraph
 from keras_compress.decomposition.decompose import FORMS
-from keras_compress.layers import FactorizedConv2D, FactorizedDense
+from keras_compress.layers import (
+    FactorizedConv2D,
+    FactorizedDense,
+    SparseBasisConv2D,
+    TernaryFactorizedConv2D,
+    TernaryFactorizedDense,
+)
+
+#: Layers, dense and convolutional, that run a form; `None` stands for all other forms.
+_LAYERS = {
+    None: (FactorizedDense, FactorizedConv2D),
+    "sparse_basis": (None, SparseBasisConv2D),
+    "ternary": (TernaryFactorizedDense, TernaryFactorizedConv2D),
+}
 
 
 class Site:
@@ -43,6 +56,27 @@ class Site:
             return np.zeros(self.kernel_shape[-1])
         return ops.convert_to_numpy(ops.cast(self.layer.bias, "float32")).astype("float64")
 
+    @property
+    def grid(self):
+        """Grid that the inputs of a dense layer were flattened from, without the channels.
+
+        `None` if they were not, or not once. An input of the model that has two axes is taken for
+        an image without channels.
+        """
+        flatten = self.calls[0].inputs[0].call
+        while flatten is not None and isinstance(flatten.operation, keras.layers.Dropout):
+            flatten = flatten.inputs[0].call
+        if len(self.calls) > 1 or flatten is None:
+            return None
+        source, shape = flatten.inputs[0], tuple(flatten.inputs[0].shape[1:])
+        if not isinstance(flatten.operation, keras.layers.Flatten) or None in shape:
+            return None
+        if source.call is None and len(shape) == 2:
+            return shape
+        # Flatten puts channels last.
+        first = flatten.operation.data_format == "channels_first"
+        return (shape[1:] if first else shape[:-1]) or None
+
     def holds(self, form):
         """Whether a form can hold the kernel."""
         return form == "tt" or len(self.kernel_shape) in FORMS[form].kernel_ndims
@@ -59,18 +93,23 @@ class Site:
     def factorized_cost(self, what, form, ranks):
         """As `cost`, of factors of these ranks."""
         shapes = FORMS[form].shapes(self.kernel_shape, ranks)
-        params = sum(map(math.prod, shapes))
         if what != "macs":
-            return params + (self.kernel_shape[-1] if self.adds_bias else 0)
+            weights = FORMS[form].weights(self.kernel_shape, ranks)
+            return weights + (self.kernel_shape[-1] if self.adds_bias else 0)
         if self.cost("macs") is None:
             return None
         if self.is_dense:
-            return sum(math.prod(size) for _, size in self._sizes()) * params
+            rows = sum(math.prod(size) for _, size in self._sizes())
+            return rows * sum(map(math.prod, shapes))
         return sum(FORMS[form].macs(self.kernel_shape, ranks, *sizes) for sizes in self._sizes())
 
     def is_cheaper(self, form, ranks):
-        """Whether factors of these ranks take less time or, where that is not known, less room."""
-        what = "params" if self.cost("macs") is None else "macs"
+        """Whether factors of these ranks take less time or, where that is not known, less room.
+
+        Ternary factors have more multiply-accumulates, nearly all of them additions: for them it
+        is room.
+        """
+        what = "params" if form == "ternary" or self.cost("macs") is None else "macs"
         return self.factorized_cost(what, form, ranks) < self.cost(what)
 
     def replacement(self, factors, bias=None):
@@ -80,7 +119,7 @@ class Site:
             factors: `Factors`.
             bias: Array to be the bias, or `None` to keep what there is.
         """
-        cls = FactorizedDense if self.is_dense else FactorizedConv2D
+        cls = _LAYERS[factors.form if factors.form in _LAYERS else None][not self.is_dense]
         options = {} if bias is None else {"use_bias": True}
         layer = cls.from_layer(self.layer, factors=factors, **options)
         if bias is not None:

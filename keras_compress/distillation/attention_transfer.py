@@ -1,10 +1,11 @@
 """AttentionTransfer: where the teacher looks."""
 
 import keras
-from keras import ops
+from keras import ops, tree
 
 from keras_compress import validation
 from keras_compress.distillation.feature_loss import FeatureLoss
+from keras_compress.distillation.input_derivatives import check_inputs, input_gradient
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
@@ -16,14 +17,21 @@ class AttentionTransfer(FeatureLoss):
     channels. A scale of the features does not matter. The paper weighs it with `beta / 2`: see
     `distillation_loss_weights`.
 
+    In the mode `"gradient"`, what is attended to is what the loss on the labels is sensitive to:
+    `|| J_S - J_T ||` with the gradient `J = dL/dx` of a sample's hard loss by the inputs, of both
+    models in inference mode. It needs labels, `kc.distillation.Distiller`, and the TensorFlow or
+    JAX backend, and costs a second backward pass.
+
     Args:
         teacher_layer_name: Name or glob of the teacher's layers, with outputs
             `(batch, ..., channels)` and at least one axis between.
         student_layer_name: The same for the student.
         p: Power of the activations, at least 1: the larger, the more the strongest ones count.
+        mode: `"activation"`, or `"gradient"` (without layer names).
 
     Raises:
-        ValueError: see `FeatureLoss`; also for features without spatial axes.
+        ValueError: see `FeatureLoss`; also for features without spatial axes, and in gradient mode
+            for inputs that differ or are integers.
 
     Reference:
         S. Zagoruyko, N. Komodakis, "Paying More Attention to Attention: Improving the Performance
@@ -40,9 +48,60 @@ class AttentionTransfer(FeatureLoss):
     1.4142
     """
 
-    def __init__(self, teacher_layer_name=None, student_layer_name=None, p=2):
+    def __init__(self, teacher_layer_name=None, student_layer_name=None, p=2, mode="activation"):
         super().__init__(teacher_layer_name, student_layer_name, adapter=None)
         self.p = validation.number("p", p, 1, owner=self)
+        self.mode = validation.one_of("mode", mode, ("activation", "gradient"), owner=self)
+        if mode == "gradient" and (teacher_layer_name, student_layer_name) != (None, None):
+            raise ValueError(
+                f"{validation.prefix(self)}mode='gradient' compares gradients by the inputs and "
+                f"takes no layers; got teacher_layer_name={teacher_layer_name!r}, "
+                f"student_layer_name={student_layer_name!r}."
+            )
+
+    @property
+    def needs_models(self):
+        """Whether it calls the models, see `ModelLoss`."""
+        return self.mode == "gradient"
+
+    def validate_model_compatibility(self, teacher, student):
+        super().validate_model_compatibility(teacher, student)
+        if self.needs_models:
+            for model in (teacher, student):
+                check_inputs(model, self)
+
+    def compute_loss(self, teacher_outputs, student_outputs, **kwargs):
+        if self.needs_models:
+            raise ValueError(
+                f"{validation.prefix(self)}mode='gradient' needs the models, not only what they "
+                "give; use kc.distillation.Distiller."
+            )
+        return super().compute_loss(teacher_outputs, student_outputs, **kwargs)
+
+    def model_loss(self, teacher, student, batch):
+        """The loss in gradient mode, see `ModelLoss`."""
+        if batch.y is None or batch.hard_loss is None:
+            raise ValueError(
+                f"{validation.prefix(self)}mode='gradient' needs labels, and a `loss` in compile()."
+            )
+        target = ops.stop_gradient(self._gradients(teacher, batch.teacher_inputs, batch))
+        gradients = self._gradients(student, batch.student_inputs, batch)
+        if target.shape[1] != gradients.shape[1]:
+            raise ValueError(
+                f"{validation.prefix(self)}mode='gradient' needs equal inputs; the teacher has "
+                f"{target.shape[1]} values a sample, the student {gradients.shape[1]}."
+            )
+        return ops.mean(_norm(gradients - target)[:, 0])
+
+    def _gradients(self, model, inputs, batch):
+        """Gradient of each sample's own loss, `(batch, values)`."""
+        inputs = tree.map_structure(lambda x: ops.cast(x, "float32"), inputs)
+        gradients = tree.flatten(
+            input_gradient(lambda x: batch.hard_loss(batch.y, model(x)), inputs)
+        )
+        rows = [ops.reshape(g, (ops.shape(g)[0], -1)) for g in gradients]
+        # Of the mean of the batch: a sample's own has it times the number of samples.
+        return ops.concatenate(rows, axis=1) * ops.cast(ops.shape(rows[0])[0], "float32")
 
     def distance(self, teacher, student):
         target = self._map(teacher)
@@ -71,7 +130,7 @@ class AttentionTransfer(FeatureLoss):
     def get_config(self):
         config = super().get_config()
         del config["adapter"]
-        return {**config, "p": self.p}
+        return {**config, "p": self.p, "mode": self.mode}
 
 
 def _normalize(attention):

@@ -1,20 +1,21 @@
 """Distiller: trains a student on a teacher's outputs and features."""
 
-import dataclasses
-import re
-import warnings
-
 import keras
 from keras import ops, tree
 
 from keras_compress import validation
-from keras_compress.distillation.feature_loss import FeatureLoss
-from keras_compress.distillation.logits_distillation import LogitsDistillation, output_activations
-from keras_compress.distillation.pairs import layer_outputs, layer_pairs
+from keras_compress.distillation import arguments
+from keras_compress.distillation.ensemble import Ensemble
+from keras_compress.distillation.labels import check_unlabeled, labelled
+from keras_compress.distillation.phases import TrainableFlags
+from keras_compress.distillation.stage import Stage
+from keras_compress.distillation.staged_distiller import StagedDistiller
+from keras_compress.distillation.staged_optimizer import StagedOptimizer
+from keras_compress.distillation.terms import OUTPUT, Mean
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
-class Distiller(keras.distillation.Distiller):
+class Distiller(StagedDistiller):
     """Trains a student on the labels and on a teacher, with `compile` and `fit`.
 
     The loss is `alpha * soft + (1 - alpha) * hard`, plus the student's regularizers: *hard* is the
@@ -32,10 +33,15 @@ class Distiller(keras.distillation.Distiller):
       have different outputs;
     - sample and class weights, loss weights and regularizers act as in any other model (weights of
       samples on the hard loss only);
-    - a `.keras` file brings it back compiled.
+    - training goes in stages, with losses of their own (`kc.distillation.Stage`);
+    - losses may call the models themselves (`kc.distillation.ModelLoss`);
+    - there may be several teachers, a teacher that trains too, samples without a label, other
+      inputs for the teacher, and teacher outputs from disk (`kc.distillation.cache_teacher`);
+    - a `.keras` file brings it back compiled, `BackupAndRestore` in the stage it was in.
 
     `fit` logs `student_loss` (hard), `distillation_loss` (soft) and, if there are several
-    distillation losses, each one unweighted: `logits_distillation_loss`, `hint_loss` and so on.
+    distillation losses, each one unweighted: `logits_distillation_loss`, `hint_loss` and so on; NaN
+    in the stages that do without it.
 
     The teacher runs in inference mode and is not changed, batch statistics included. It is frozen
     (`teacher.trainable` becomes `False`), as by Keras, and stays so; set it to `True` to train the
@@ -43,8 +49,12 @@ class Distiller(keras.distillation.Distiller):
 
     Callbacks that compress (`kc.callbacks.MagnitudePruning`) act on the student.
 
+    With `alpha=1` and losses on layers inside the student only (hints), later layers of the student
+    are left exactly as they are.
+
     Args:
-        teacher: A trained model. Losses on layers need a Sequential or functional one.
+        teacher: A trained model. Losses on layers need a Sequential or functional one. A list of
+            models: their `kc.distillation.Ensemble`.
         student: The model to train, built.
         distillation_losses: A `keras.distillation.DistillationLoss` or a list of them. By default
             Hinton's soft targets (`kc.distillation.LogitsDistillation`), told from the models
@@ -54,6 +64,16 @@ class Distiller(keras.distillation.Distiller):
         temperature: Temperature of the default loss, 4 if not given.
         alpha: Weight of the distillation losses, 0 to 1; 0.5 if not given. With 1, no labels and
             no `loss` are needed.
+        stages: List of `kc.distillation.Stage`, in place of the losses and their weights; `alpha`
+            is then that of stages which do not say.
+        inputs: `"shared"`, or `"paired"`: the data are `{"teacher": ..., "student": ...}`, such as
+            two modalities, and each model sees its own only.
+        unlabeled: Label that marks samples without one, such as -1, or NaN in regression: they have
+            no hard loss, and no part in its mean or in metrics. `None`: all have labels.
+        train_teacher: Whether the teacher trains too, on `teacher_loss_weight` times its own hard
+            loss (logged as `teacher_loss`) and its regularizers, in training mode. The gradient of
+            the distillation losses goes to the student alone. It may share layers with the student.
+        teacher_loss_weight: See `train_teacher`.
         name: Name of the model.
         **kwargs: `dtype`, as in Keras; by default the student's, so that its mixed precision gets
             loss scaling.
@@ -103,189 +123,69 @@ class Distiller(keras.distillation.Distiller):
         *,
         temperature=None,
         alpha=None,
+        stages=None,
+        inputs="shared",
+        unlabeled=None,
+        train_teacher=False,
+        teacher_loss_weight=1.0,
         name="distiller",
         **kwargs,
     ):
-        self._check_models(teacher, student)
-        alpha = self._check_alpha(alpha, student_loss_weight)
-        losses = self._check_losses(distillation_losses, temperature, teacher, student)
-        weights = self._check_weights(distillation_loss_weights, losses)
+        teacher = _as_teacher(teacher)
+        arguments.check_models(teacher, student, may_share=train_teacher)
+        validation.one_of("inputs", inputs, ("shared", "paired"), owner=self)
+        if inputs == "shared":
+            self._validate_input_compatibility(teacher, student)
+        alpha = arguments.check_alpha(alpha, student_loss_weight, self)
+        if stages is None:
+            losses, weights = distillation_losses, distillation_loss_weights
+            if losses is None:
+                temperature = 4.0 if temperature is None else temperature
+                losses = arguments.soft_targets(temperature, teacher, student)
+            elif temperature is not None:
+                raise ValueError(
+                    "Distiller: `temperature` belongs to the default loss; with "
+                    "`distillation_losses` give it there, LogitsDistillation(temperature=...); got "
+                    f"temperature={temperature!r}."
+                )
+            losses = arguments.check_losses("distillation_losses", losses, self)
+            weights = arguments.check_weights(weights, losses, self)
+            plan = [Stage(losses, weights, alpha=alpha)]
+        else:
+            plan = arguments.check_stages(
+                stages, distillation_losses, distillation_loss_weights, temperature, Stage
+            )
+            losses = list({id(loss): loss for stage in plan for loss in stage.losses}.values())
+            weights = [1.0] * len(losses)
         # Autocast would round the inputs before the student's own layers see them.
         kwargs = {"dtype": student.dtype_policy, "autocast": False, **kwargs}
+        flags = TrainableFlags([teacher])
         super().__init__(teacher, student, losses, weights, 1.0 - alpha, name=name, **kwargs)
+        if train_teacher:
+            flags.restore()
+            if not teacher.trainable_variables:
+                raise ValueError(
+                    f"Distiller: train_teacher=True, but teacher '{teacher.name}' has no weights "
+                    "to train; set teacher.trainable = True if it was frozen."
+                )
         self.alpha = alpha
-        self.loss_trackers = self._make_trackers()
-        self._forward = _Forward()
+        self.inputs_kind = inputs
+        self.unlabeled = check_unlabeled(unlabeled, self)
+        self.train_teacher = bool(train_teacher)
+        self.teacher_loss_weight = validation.number(
+            "teacher_loss_weight", teacher_loss_weight, 0, owner=self
+        )
+        self._set_stages(plan, given=stages is not None)
+        self.seed_generators = [
+            loss.seed_generator for loss in losses if getattr(loss, "seed_generator", None)
+        ]
+        self.loss_trackers = []
+        # With a single loss, it would only repeat `distillation_loss`.
+        if len(self._terms) > 1:
+            self.loss_trackers = [Mean(name=term.name) for term in self._terms]
+        if train_teacher:
+            self.teacher_loss_tracker = keras.metrics.Mean(name="teacher_loss")
         self.built = True
-
-    # Checks of the arguments.
-
-    def _check_models(self, teacher, student):
-        for side, model in (("teacher", teacher), ("student", student)):
-            if not isinstance(model, keras.Model):
-                raise ValueError(
-                    f"Distiller: `{side}` must be a keras.Model; got {side}={model!r}."
-                )
-            if not model.built:
-                raise ValueError(
-                    f"Distiller: {side} '{model.name}' is not built; give it a keras.Input or call "
-                    "it on a batch first."
-                )
-        frozen = {id(variable) for variable in teacher.variables}
-        shared = [v.path for v in student.variables if id(v) in frozen]
-        if shared:
-            raise ValueError(
-                f"Distiller: student '{student.name}' shares weights with teacher "
-                f"'{teacher.name}' ({', '.join(shared[:3])}), and the teacher is frozen; use "
-                "keras.models.clone_model() and set_weights() to copy layers."
-            )
-
-    def _check_alpha(self, alpha, student_loss_weight):
-        if alpha is not None and student_loss_weight is not None:
-            raise ValueError(
-                "Distiller: `student_loss_weight` is 1 - alpha, give one of the two; got "
-                f"alpha={alpha!r}, student_loss_weight={student_loss_weight!r}."
-            )
-        if student_loss_weight is not None:
-            return 1.0 - validation.number(
-                "student_loss_weight", student_loss_weight, 0, 1, owner=self
-            )
-        return validation.number("alpha", 0.5 if alpha is None else alpha, 0, 1, owner=self)
-
-    def _check_losses(self, losses, temperature, teacher, student):
-        if losses is None:
-            return [_soft_targets(4.0 if temperature is None else temperature, teacher, student)]
-        if temperature is not None:
-            raise ValueError(
-                "Distiller: `temperature` belongs to the default loss; with `distillation_losses` "
-                "give it there, LogitsDistillation(temperature=...); got "
-                f"temperature={temperature!r}."
-            )
-        losses = list(losses) if isinstance(losses, (list, tuple)) else [losses]
-        wrong = [x for x in losses if not isinstance(x, keras.distillation.DistillationLoss)]
-        if wrong or not losses:
-            raise ValueError(
-                "Distiller: `distillation_losses` must be a keras.distillation.DistillationLoss or "
-                "a list of at least one, or None for Hinton's soft targets; got "
-                f"distillation_losses={wrong or losses!r}."
-            )
-        for loss in losses:
-            if type(loss) is keras.distillation.LogitsDistillation and any(
-                part is keras.losses.kl_divergence for part in tree.flatten(loss.loss)
-            ):
-                warnings.warn(
-                    "keras.distillation.LogitsDistillation(loss='kl_divergence') compares raw "
-                    "logits, without softmax, as of Keras 3.15; use kc.distillation."
-                    "LogitsDistillation, or loss=keras.losses.KLDivergence().",
-                    stacklevel=3,
-                )
-        return losses
-
-    def _check_weights(self, weights, losses):
-        if weights is None:
-            return [1.0] * len(losses)
-        weights = list(weights) if isinstance(weights, (list, tuple)) else [weights]
-        if len(weights) != len(losses):
-            raise ValueError(
-                "Distiller: `distillation_loss_weights` must have one number for each of the "
-                f"{len(losses)} distillation losses; got distillation_loss_weights={weights!r}."
-            )
-        name = "distillation_loss_weights"
-        return [validation.number(f"{name}[{i}]", w, 0, owner=self) for i, w in enumerate(weights)]
-
-    # Keras's checks and extractors, where ours ask for less or give more.
-
-    def _validate_output_compatibility(self, teacher, student):
-        # The losses know: features may be compared between models with different outputs.
-        pass
-
-    def _validate_dtype_compatibility(self, teacher, student):
-        # Every loss computes in one dtype; a float32 teacher serves a mixed-precision student.
-        pass
-
-    def _validate_distillation_loss_compatibility(self, teacher, student, distillation_loss):
-        # First, since its errors name the nearest layers.
-        layer_pairs(distillation_loss, teacher, student)
-        super()._validate_distillation_loss_compatibility(teacher, student, distillation_loss)
-
-    def _create_multi_feature_extractors(self):
-        pairs = [
-            pair
-            for loss in self.distillation_losses
-            for pair in layer_pairs(loss, self.teacher, self.student)
-        ]
-        teacher, student = (
-            list(dict.fromkeys(name for name in side if name)) for side in zip(*pairs, strict=True)
-        )
-        self._teacher_feature_extractor = self._create_feature_extractor(self.teacher, teacher)
-        self._student_feature_extractor = self._create_feature_extractor(self.student, student)
-        # Here, since Keras freezes the teacher after this: an error leaves it as it was.
-        self._make_terms()
-
-    def _create_feature_extractor(self, model, layer_names):
-        if not layer_names:
-            return None
-        tensors = layer_outputs(model)
-        sequential = isinstance(model, keras.Sequential)
-        outputs = {"final_output": model.outputs[0] if sequential else model.output}
-        for name in layer_names:
-            found = tensors[id(model.get_layer(name))]
-            if len(found) > 1:
-                raise ValueError(
-                    f"Distiller: layer '{name}' of '{model.name}' runs {len(found)} times a step, "
-                    "so that its output is ambiguous; choose another one."
-                )
-            outputs[name] = found[0]
-        return keras.Model(
-            model.inputs[0] if sequential else model.input,
-            outputs,
-            name=f"{model.name}_multi_feature_extractor",
-        )
-
-    def _make_terms(self):
-        terms, adapters = [], []
-        for loss, weight in zip(
-            self.distillation_losses, self.distillation_loss_weights, strict=True
-        ):
-            pairs = []
-            for names in layer_pairs(loss, self.teacher, self.student):
-                adapter = self._make_adapter(loss, *names)
-                adapters += [] if adapter is None else [adapter]
-                pairs.append((*names, adapter))
-            terms.append(_Term(loss, weight, pairs))
-        self.adapters = adapters
-        self._terms = terms
-
-    def _make_adapter(self, loss, teacher_name, student_name):
-        if not isinstance(loss, FeatureLoss):
-            return None
-        shapes = [
-            _shape(self.teacher, self._teacher_feature_extractor, teacher_name),
-            _shape(self.student, self._student_feature_extractor, student_name),
-        ]
-        if None in shapes:
-            raise ValueError(
-                f"Distiller: {type(loss).__name__} compares one tensor of known shape on each "
-                f"side; teacher layer {teacher_name!r} and student layer {student_name!r} (None: "
-                "the output) do not both give that. Name layers of Sequential or functional models."
-            )
-        return loss.make_adapter(*shapes)
-
-    def _make_trackers(self):
-        if len(self._terms) == 1:
-            # It would only repeat `distillation_loss`.
-            return []
-        trackers, taken = [], {"loss", "student_loss", "distillation_loss", "total_loss"}
-        for term in self._terms:
-            words = re.sub(r"(?<!^)(?=[A-Z])", "_", type(term.loss).__name__).lower()
-            name = stem = f"{words.removesuffix('_loss')}_loss"
-            count = 1
-            while name in taken:
-                count += 1
-                name = f"{stem}_{count}"
-            taken.add(name)
-            trackers.append(keras.metrics.Mean(name=name))
-        return trackers
 
     # Training.
 
@@ -299,18 +199,24 @@ class Distiller(keras.distillation.Distiller):
             **kwargs: The other arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: if `alpha` is below 1 and there is no `loss`.
+            ValueError: if labels are used (`alpha` below 1) and there is no `loss`.
         """
-        if loss is None and self.alpha < 1:
+        if loss is None and (self.train_teacher or any(phase.hard for phase in self._phases)):
             raise ValueError(
                 "Distiller: compile() needs `loss`, the loss on the labels, with "
                 f"alpha={self.alpha}; got loss=None. With alpha=1 it is not used."
             )
+        if self._run.ever_frozen and not isinstance(optimizer, StagedOptimizer):
+            optimizer = StagedOptimizer(optimizer)
         # Past Keras's Distiller, which hides the loss from the trainer: then samples, classes and
         # outputs could not be weighted, nor could a `.keras` file be compiled on loading.
         super(keras.distillation.Distiller, self).compile(
             optimizer=optimizer, loss=loss, metrics=metrics, **kwargs
         )
+        # For outputs that are not logged: the teacher's, and those that losses on models ask for.
+        if self._compile_loss is not None:
+            self._run.other_loss = type(self._compile_loss)(loss, kwargs.get("loss_weights"))
+        self._enter(self._run.stage)
 
     def compile_from_config(self, config):
         self.compile(**keras.saving.deserialize_keras_object(config))
@@ -318,18 +224,29 @@ class Distiller(keras.distillation.Distiller):
 
     def call(self, inputs, training=None, **kwargs):
         """Outputs of the student."""
-        if self._student_feature_extractor is None or self.alpha == 0:
-            return super().call(inputs, training=training, **kwargs)
-        features = self._student_feature_extractor(inputs, training=training, **kwargs)
-        self._forward.features = features
-        return features["final_output"]
+        teacher_inputs, student_inputs = self._sides(inputs, strict=False)
+        student = teacher = None
+        with self._frozen_layers():
+            if self._student_feature_extractor is None or not self._phase.soft:
+                outputs = self.student(student_inputs, training=training, **kwargs)
+            else:
+                student = self._student_feature_extractor(
+                    student_inputs, training=training, **kwargs
+                )
+                outputs = student[OUTPUT]
+        if self.train_teacher and training:
+            # Here, so that the losses that its layers add are among those of this model.
+            teacher = self._teacher_features(teacher_inputs, training=True)
+        if student is not None or teacher is not None:
+            self._run.put(outputs, student, teacher)
+        return outputs
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         """The loss of a batch: `alpha * soft + (1 - alpha) * hard + regularizers`.
 
         Args:
             x: Inputs.
-            y: Labels; `None` only with `alpha=1`.
+            y: Labels; `None` only where they are not used.
             y_pred: Outputs of the student; by default it is run.
             sample_weight: Weights of the samples in the hard loss.
             training: Whether the student runs in training mode.
@@ -339,111 +256,103 @@ class Distiller(keras.distillation.Distiller):
         """
         if y_pred is None:
             y_pred = self(x, training=training)
+        phase = self._phase
+        size = ops.shape(next(v for v in tree.flatten(x) if v is not None))[0]
         # Before the teacher runs: its layers may add losses of their own.
-        penalties = [ops.sum(loss) for loss in self.losses]
+        parts = [ops.sum(loss) for loss in self.losses]
+        batch = self._make_batch(x, y, y_pred, sample_weight, training)
         hard = soft = 0.0
-        parts = []
-        if self.alpha < 1:
+        labels = size
+        if phase.hard:
             if y is None:
                 raise ValueError(
                     f"Distiller: labels are needed with alpha={self.alpha}; give `y`, or use "
                     "alpha=1."
                 )
-            hard = self._compile_loss(y, y_pred, sample_weight)
-            parts.append((1.0 - self.alpha) * hard)
-        if self.alpha > 0:
-            soft = self._soft_loss(x, self._student_features(x, y_pred, training))
-            parts.append(self.alpha * soft)
-        total = sum(penalties, sum(parts[1:], parts[0]))
-        size = ops.shape(next(v for v in tree.flatten(x) if v is not None))[0]
-        self.student_loss_tracker.update_state(hard, size)
+            hard, labels = self._hard_loss(self._compile_loss, y, y_pred, sample_weight, size)
+            parts.append((1.0 - phase.alpha) * hard)
+        if phase.soft:
+            soft = self._soft_loss(batch, size)
+            parts.append(phase.alpha * soft)
+        if self.train_teacher:
+            output = batch.teacher_output
+            loss, count = self._hard_loss(self._run.other_loss, y, output, sample_weight, size)
+            self.teacher_loss_tracker.update_state(loss, count)
+            parts.append(self.teacher_loss_weight * loss)
+        extra = self.extra_loss(batch)
+        if extra is not None:
+            parts.append(extra)
+        total = sum(parts[1:], parts[0])
+        self.student_loss_tracker.update_state(hard, labels)
         self.distillation_loss_tracker.update_state(soft, size)
         self.total_loss_tracker.update_state(total, size)
         return total
 
-    def _student_features(self, x, y_pred, training):
-        if self._student_feature_extractor is None:
-            return {"final_output": y_pred}
-        features, self._forward.features = self._forward.features, None
-        if features is None or features["final_output"] is not y_pred:
-            # Predictions that are not those of the last call.
-            features = self._student_feature_extractor(x, training=training)
-        return {**features, "final_output": y_pred}
+    def _hard_loss(self, loss, y, y_pred, sample_weight, size):
+        """The loss on the labels, and how many there are."""
+        if self.unlabeled is None:
+            return loss(y, y_pred, sample_weight), size
+        y, y_pred, count = labelled(y, y_pred, self.unlabeled)
+        return loss(y, y_pred, sample_weight), count
 
-    def _soft_loss(self, x, student_features):
-        teacher_features = self._extract_all_teacher_features(x)
-        size = ops.shape(next(v for v in tree.flatten(x) if v is not None))[0]
+    def _soft_loss(self, batch, size):
         total = 0.0
-        for i, term in enumerate(self._terms):
-            value = term(teacher_features, student_features)
+        for place, weight in self._phase.entries:
+            value = self._terms[place](batch)
             if self.loss_trackers:
-                self.loss_trackers[i].update_state(value, size)
-            total = total + term.weight * value
+                self.loss_trackers[place].update_state(value, size)
+            total = total + weight * value
         return total
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self.unlabeled is not None and y is not None:
+            y, y_pred, _ = labelled(y, y_pred, self.unlabeled)
+        return super().compute_metrics(x, y, y_pred, sample_weight)
+
+    def finalize(self):
+        """The trained student, the same object as `distiller.student`.
+
+        Nothing has to be taken off: adapters belong to the `Distiller`, never to the student.
+        """
+        return self.student
 
     def get_config(self):
         config = super().get_config()
         del config["student_loss_weight"]
-        return {**config, "alpha": self.alpha}
+        if self._stages_given:
+            places = {id(loss): place for place, loss in enumerate(self.distillation_losses)}
+            del config["distillation_loss_weights"]
+            config["stages"] = [
+                {
+                    **phase.stage.get_config(),
+                    "losses": [places[id(loss)] for loss in phase.stage.losses],
+                }
+                for phase in self._phases
+            ]
+        return {
+            **config,
+            "alpha": self.alpha,
+            "inputs": self.inputs_kind,
+            "unlabeled": self.unlabeled,
+            "train_teacher": self.train_teacher,
+            "teacher_loss_weight": self.teacher_loss_weight,
+        }
+
+    @classmethod
+    def from_config(cls, config):
+        restore = keras.saving.deserialize_keras_object
+        config = dict(config)
+        config.update({side: restore(config[side]) for side in ("teacher", "student")})
+        losses = [restore(loss) for loss in config.pop("distillation_losses")]
+        if "stages" in config:
+            config["stages"] = [
+                Stage(**{**stage, "losses": [losses[i] for i in stage["losses"]] or None})
+                for stage in config["stages"]
+            ]
+        else:
+            config["distillation_losses"] = losses
+        return cls(**config)
 
 
-class _Forward:
-    """Features of the last call, on their way from `call` to `compute_loss` of the same step."""
-
-    features = None
-
-
-@dataclasses.dataclass(eq=False)
-class _Term:
-    """One distillation loss.
-
-    Args:
-        loss: `keras.distillation.DistillationLoss`.
-        weight: Its weight.
-        pairs: List of `(teacher layer name, student layer name, adapter)`; names of `None` are
-            outputs, adapters may be `None`.
-    """
-
-    loss: keras.distillation.DistillationLoss
-    weight: float
-    pairs: list
-
-    def __call__(self, teacher_features, student_features):
-        total = 0.0
-        for teacher_name, student_name, adapter in self.pairs:
-            target = teacher_features[teacher_name or "final_output"]
-            target = tree.map_structure(ops.stop_gradient, target)
-            output = student_features[student_name or "final_output"]
-            if adapter is not None:
-                output = adapter(output)
-            self.loss.validate_outputs(target, output)
-            value = self.loss.compute_loss(target, output)
-            if len(value.shape):
-                raise ValueError(
-                    f"Distiller: compute_loss() of {type(self.loss).__name__} must give a scalar; "
-                    f"got shape {tuple(value.shape)}."
-                )
-            total = total + value
-        return total
-
-
-def _soft_targets(temperature, teacher, student):
-    flags = {}
-    for side, model in (("teacher", teacher), ("student", student)):
-        kinds = {kind == "softmax" for kind in output_activations(model)}
-        if len(kinds) == 2:
-            raise ValueError(
-                f"Distiller: some outputs of {side} '{model.name}' are softmax probabilities and "
-                "some are not; give `distillation_losses` for the outputs to distil."
-            )
-        flags[f"{side}_from_logits"] = kinds != {True}
-    return LogitsDistillation(temperature, **flags)
-
-
-def _shape(model, extractor, name):
-    if extractor is not None:
-        output = extractor.output[name or "final_output"]
-    else:
-        outputs = getattr(model, "outputs", None) or ()
-        output = outputs[0] if len(outputs) == 1 else None
-    return getattr(output, "shape", None)
+def _as_teacher(teacher):
+    return Ensemble(teacher) if isinstance(teacher, (list, tuple)) else teacher

@@ -14,8 +14,9 @@ class Hint(FeatureLoss):
     weigh it with `distillation_loss_weights`. The regressor `r` is the `adapter`.
 
     FitNets has two stages: first only the hint, which leaves the layers after the student's as they
-    are (`Distiller(teacher, student, Hint(...), alpha=1.0)`), then soft and hard targets
-    (`Distiller(teacher, student, temperature=4.0)`).
+    are, then soft and hard targets, whose weight falls:
+    `stages=[Stage(Hint("mid", "mid"), epochs=10), Stage(LogitsDistillation(4.0), epochs=50,
+    alpha=(0.8, 0.5))]` of a `Distiller`.
 
     Args:
         teacher_layer_name: Name or glob of the teacher's layers (hint); `None`: its output.

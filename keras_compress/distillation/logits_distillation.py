@@ -154,6 +154,10 @@ def _activation(tensor):
     # Both `keras.layers.Softmax` and the plain operation `ops.softmax`.
     if type(operation).__name__ in ("Softmax", "Sigmoid"):
         return type(operation).__name__.lower()
+    if isinstance(operation, keras.layers.Average):
+        # The mean of probabilities is one, and so it is for logits.
+        kinds = {_activation(tensor) for tensor in operation._inbound_nodes[node].input_tensors}
+        return kinds.pop() if len(kinds) == 1 else "unknown"
     activation = getattr(operation, "activation", None)
     if activation in (keras.activations.softmax, keras.activations.sigmoid):
         return activation.__name__

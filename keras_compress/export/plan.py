@@ -22,7 +22,7 @@ from keras_compress.layers.stored_kernel import (
     block_of,
     grid_of,
 )
-from keras_compress.layers.stored_layers import StoredConv2D, StoredDense
+from keras_compress.layers.stored_layers import StoredChain, StoredConv2D, StoredDense
 from keras_compress.matching import leaf_layers
 from keras_compress.quantizers import Sign
 
@@ -43,7 +43,7 @@ class Stored:
     """One kernel that the writer will store.
 
     Attributes:
-        layer: Name of the Keras layer.
+        layer: Name of the Keras layer; several kernels may be of one.
         kernel: An object of `layers.stored_kernel`.
         geometry: `Convolution`, or `None` for a dense layer.
         signs: Whether the kernel multiplies signs: see `export.signs`.
@@ -97,7 +97,11 @@ def inference_form(model, storage="dense", quantize=None):
     forms = {}
     for layer in layers:
         if hasattr(layer, "export_form"):
-            forms[id(layer)] = layer.export_form()
+            form = forms[id(layer)] = layer.export_form()
+            if isinstance(form, StoredChain) and storage != "dense" and id(layer) not in dense:
+                form.stored_parts = [
+                    stock_form(part, storage, modes[id(layer)]) for part in form.stored_parts
+                ]
         elif storage != "dense" and id(layer) not in dense:
             forms[id(layer)] = stock_form(layer, storage, modes[id(layer)])
     if all(forms.get(id(layer), layer) is layer for layer in layers):
@@ -106,13 +110,14 @@ def inference_form(model, storage="dense", quantize=None):
     if storage != "dense":
         for layer in layers:
             form = forms.get(id(layer))
-            if id(layer) in dense or not storable(form):
-                continue
-            signs = isinstance(getattr(layer, "input_quantizer", None), Sign)
-            if signs:
-                form.input_quantizer = positive
-            markers.mark(form, len(stored))
-            stored.append(Stored(form.name, form.stored_kernel, _geometry(form), signs))
+            for part in getattr(form, "stored_parts", (form,)):
+                if id(layer) in dense or not storable(part):
+                    continue
+                signs = isinstance(getattr(layer, "input_quantizer", None), Sign)
+                if signs:
+                    part.input_quantizer = positive
+                markers.mark(part, len(stored))
+                stored.append(Stored(form.name, part.stored_kernel, _geometry(part), signs))
     return rebuild(model, forms), stored
 
 

@@ -81,14 +81,16 @@ def layer_rows(lite, runs=20, threads=1):
         times = time_parts(lite, owned.parts, runs, threads)
         total = sum(times.values())
         shares = {path: time / total for path, time in times.items()}
-    stored = {layer.layer: layer for layer in lite.layers}
+    stored = {}
+    for layer in lite.layers:
+        stored.setdefault(layer.layer, []).append(layer)
     rows = [
         LayerRow(
             layer=path,
-            form=stored[path].form if path in stored else owned.form(path),
+            form=_each(stored[path], "form") if path in stored else owned.form(path),
             dense_bytes=dense_bytes,
             nbytes=owned.nbytes(path),
-            operation=stored[path].kernel if path in stored else owned.operation(path),
+            operation=_each(stored[path], "kernel") if path in stored else owned.operation(path),
             share=shares.get(path, 0.0) if runs else None,
         )
         for path, dense_bytes in lite.origin.dense_bytes.items()
@@ -110,6 +112,11 @@ def layer_rows(lite, runs=20, threads=1):
             )
         )
     return rows
+
+
+def _each(kernels, attribute):
+    """What the stored kernels of one layer say: mostly there is one, or they say the same."""
+    return " + ".join(dict.fromkeys(getattr(kernel, attribute) for kernel in kernels))
 
 
 def layer_of(lite, number):

@@ -216,7 +216,8 @@ def _with_paths(stored, form):
     paths = {
         id(kernel): path
         for path, layer in layer_paths(form)
-        if (kernel := getattr(layer, "stored_kernel", None)) is not None
+        for part in getattr(layer, "stored_parts", (layer,))
+        if (kernel := getattr(part, "stored_kernel", None)) is not None
     }
     return [dataclasses.replace(plan, layer=paths[id(plan.kernel)]) for plan in stored]
 

@@ -197,7 +197,7 @@ class CompressedLayer(keras.layers.Layer):
         if self.use_bias:
             self.bias = self.add_weight(
                 name="bias",
-                shape=(self._output_channels,),
+                shape=(self._bias_size,),
                 initializer=self.bias_initializer,
                 regularizer=self.bias_regularizer,
                 constraint=self.bias_constraint,
@@ -220,6 +220,18 @@ class CompressedLayer(keras.layers.Layer):
 
     def _shaped_bias(self):
         return self.bias
+
+    # A layer whose channels share biases says how they and the source's come from one another.
+
+    @property
+    def _bias_size(self):
+        return self._output_channels
+
+    def _source_bias(self, bias):
+        return bias
+
+    def _stored_bias(self, bias):
+        return bias
 
     @classmethod
     def from_layer(cls, layer, **options):
@@ -261,12 +273,17 @@ class CompressedLayer(keras.layers.Layer):
         ]
         arguments, values = cls.fit_kernel(*kernels, **options)
         new = cls.from_config({**carried, **arguments, **changed})
-        new.build(cls._source_input_shape(layer))
+        new.build(cls._fitted_input_shape(layer, values))
         for weight, value in zip(new.kernel_weights, values, strict=True):
             weight.assign(value)
         if new.bias is not None and layer.bias is not None:
-            new.bias.assign(ops.convert_to_numpy(layer.bias))
+            new.bias.assign(new._stored_bias(ops.convert_to_numpy(layer.bias)))
         return new
+
+    @classmethod
+    def _fitted_input_shape(cls, layer, values):
+        """Shape to build for what `fit_kernel` gave."""
+        return cls._source_input_shape(layer)
 
     def expand(self):
         """Returns the equivalent stock Keras layer, with the reconstructed kernel.
@@ -282,7 +299,7 @@ class CompressedLayer(keras.layers.Layer):
         for name, kernel in zip(self.source_kernels, self.reconstruct_kernels(), strict=True):
             getattr(layer, name).assign(kernel)
         if self.bias is not None:
-            layer.bias.assign(ops.convert_to_numpy(self.bias))
+            layer.bias.assign(ops.convert_to_numpy(self._source_bias(self.bias)))
         return layer
 
     def storage_bits(self):

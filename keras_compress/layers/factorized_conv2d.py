@@ -12,8 +12,12 @@ from keras_compress.decomposition.factors import check_factors
 from keras_compress.decomposition.ranks import resolve_rank
 from keras_compress.layers.base import initializer_stddev
 from keras_compress.layers.compressed_conv2d import CompressedConv2D, refuse_groups
+from keras_compress.layers.stored_layers import StoredChain
 
-_FORMS = tuple(name for name, cls in FORMS.items() if cls.stages)
+#: Those whose arrays train as they are: the others have layers of their own.
+_FORMS = tuple(
+    name for name, cls in FORMS.items() if cls.stages and name not in ("sparse_basis", "ternary")
+)
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")
@@ -31,6 +35,7 @@ class FactorizedConv2D(CompressedConv2D):
     | `"spatial_channel"` | d x 1 to R1, 1 x d to R2, 1x1 to T | `d R1 (S + R2) + R2 T` |
     | `"separable_basis"` | depthwise d x 1 to R S, depthwise 1 x d, 1x1 to T | `R S (2d + T)` |
     | `"monochromatic"` | 1x1 to R, depthwise d x d to T, an order | `R S + d^2 T + T` |
+    | `"depthwise"` | 1x1 to R, depthwise d x d, 1x1 to T | `R (S + d^2 + T)` |
     | `"bicluster"` | order, grouped 1x1, d x d and 1x1, orders | see `BiclusterFactors` |
 
     Multiply-accumulates fall by about the same ratio; in the .tflite the steps are CONV_2D and
@@ -89,6 +94,9 @@ class FactorizedConv2D(CompressedConv2D):
     (69632, 589824)
     """
 
+    #: Names of the forms that the class can run.
+    forms = _FORMS
+
     def __init__(
         self,
         filters,
@@ -118,7 +126,7 @@ class FactorizedConv2D(CompressedConv2D):
             **kwargs,
         )
         refuse_groups(self.groups, self)
-        self.form = validation.one_of("form", form, _FORMS, self)
+        self.form = validation.one_of("form", form, self.forms, self)
         ranks = self._resolve(rank, math.inf)
         # One integer for two ranks stays one until the input channels say what each can use.
         self.rank = int(rank) if isinstance(rank, numbers.Integral) else _plain(ranks)
@@ -183,6 +191,49 @@ class FactorizedConv2D(CompressedConv2D):
     def reconstruct_kernel(self):
         return FORMS[self.form](ops.convert_to_numpy(f) for f in self.factors).reconstruct()
 
+    def export_form(self):
+        """The layer itself, or its steps where zeros of the last one need not be stored."""
+        stages = FORMS[self.form].stages
+        ordered = any(stage.kind == "order" for stage in stages)
+        if ordered or ops.convert_to_numpy(self.factors[-1]).all():
+            return self
+        return StoredChain(self._steps(stages), name=self.name, dtype=self.dtype_policy)
+
+    def _steps(self, stages):
+        """The chain as stock layers, built and with their weights."""
+        steps, shape = [], self._build_shape()
+        for k, (stage, factor) in enumerate(zip(stages, self.factors, strict=True)):
+            last = k == len(stages) - 1
+            options = {
+                "strides": _along(self.strides, stage),
+                "padding": self.padding,
+                "data_format": self.data_format,
+                "dilation_rate": _along(self.dilation_rate, stage),
+                "use_bias": last and self.use_bias,
+                "activation": self.activation if last else None,
+                "name": f"{self.name}_{k}",
+                "dtype": self.dtype_policy,
+            }
+            size = factor.shape[:2]
+            if stage.kind == "depthwise":
+                step = keras.layers.DepthwiseConv2D(
+                    size, depth_multiplier=factor.shape[3], **options
+                )
+            else:
+                step = keras.layers.Conv2D(
+                    factor.shape[3],
+                    size,
+                    groups=shape[self._channel_axis] // factor.shape[2],
+                    **options,
+                )
+            step.build(shape)
+            step.kernel.assign(ops.convert_to_numpy(factor))
+            if step.use_bias:
+                step.bias.assign(ops.convert_to_numpy(self.bias))
+            shape = step.compute_output_shape(shape)
+            steps.append(step)
+        return steps
+
     def kernel_macs(self, input_size, output_size):
         shape = self._kernel_shape(self.input_channels)
         ranks = self._resolve(self.rank, self.input_channels)
@@ -204,9 +255,9 @@ class FactorizedConv2D(CompressedConv2D):
             factors: `kc.decomposition.Factors` of a kernel of that shape, to be taken as they are.
         """
         if factors is None:
-            validation.one_of("form", form, _FORMS, cls.__name__)
+            validation.one_of("form", form, cls.forms, cls.__name__)
             factors = decompose(kernel, form, rank, cls.__name__)
-        check_factors(factors, kernel, cls.__name__)
+        check_factors(factors, kernel, cls.forms, cls.__name__)
         return {"form": factors.form, "rank": _plain(factors.rank)}, factors.arrays
 
     def get_config(self):

@@ -92,7 +92,7 @@ class FactorizedDense(CompressedDense):
         """
         if factors is None:
             factors = decompose(kernel, "svd", rank, cls.__name__)
-        check_factors(factors, kernel, cls.__name__)
+        check_factors(factors, kernel, ("svd",), cls.__name__)
         return {"rank": factors.rank[0]}, factors.arrays
 
     def get_config(self):

@@ -1,4 +1,4 @@
-"""StoredDense and StoredConv2D: the export forms of layers that are nothing but a stored kernel."""
+"""Export forms of layers that are nothing but stored kernels: one, or several in a row."""
 
 import keras
 from keras import ops
@@ -17,9 +17,15 @@ class StoredLayer:
     stored_kernel = None
 
     @classmethod
-    def of(cls, layer, stored_kernel):
-        """The form of a built layer, for a `layers.stored_kernel` object that holds its kernel."""
-        config = layer.get_config()
+    def of(cls, layer, stored_kernel, **changes):
+        """The form of a built layer, for a `layers.stored_kernel` object that holds its kernel.
+
+        Args:
+            layer: The layer.
+            stored_kernel: The object.
+            **changes: Arguments of the stock layer in which the form differs from `layer`.
+        """
+        config = {**layer.get_config(), **changes}
         names = (*cls._carried, *cls.source_arguments)
         new = cls.from_config({name: config[name] for name in names if name in config})
         new.build(cls._source_input_shape_of(stored_kernel.shape, new))
@@ -62,3 +68,26 @@ class StoredConv2D(StoredLayer, CompressedConv2D):
         if layer.data_format == "channels_last":
             return (None, None, None, channels)
         return (None, channels, None, None)
+
+
+class StoredChain(keras.layers.Layer):
+    """Export form of a layer that runs as several layers, one after the other.
+
+    Args:
+        stored_parts: List of built layers. The exporter stores the kernels of those that it can.
+        **kwargs: `name`, `dtype`, as in Keras.
+    """
+
+    def __init__(self, stored_parts, **kwargs):
+        super().__init__(**kwargs)
+        self.stored_parts = list(stored_parts)
+
+    def call(self, inputs):
+        for layer in self.stored_parts:
+            inputs = layer(inputs)
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        for layer in self.stored_parts:
+            input_shape = layer.compute_output_shape(input_shape)
+        return input_shape

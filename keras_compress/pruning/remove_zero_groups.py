@@ -3,9 +3,10 @@
 import keras
 import numpy as np
 
-from keras_compress import validation
-from keras_compress.call_graph import Rebuilder
+from keras_compress import matching, validation
+from keras_compress.call_graph import Rebuilder, values_of
 from keras_compress.convert import check_graph
+from keras_compress.layers import SparseBasisConv2D
 from keras_compress.pruning.dead_channels import without_dead_channels
 from keras_compress.pruning.prune_channels import refuse_masked
 from keras_compress.pruning.surgery import ChannelGraph
@@ -23,6 +24,9 @@ def remove_zero_groups(model, threshold=0.0):
     - `"depth"`: a branch of a residual addition that gives zeros goes as a whole. One that ends
       in a bias, or a batch normalisation that adds one, gives other constants: it shrinks to one
       channel.
+
+    - Filters of a `kc.layers.SparseBasisConv2D` that its mixture does not use (an input's weights
+      are zero, `"channel"`) go, where the layer becomes smaller by it.
 
     This goes on until nothing more is found. `"shape"` groups and blocks of zeros stay in the
     kernel.
@@ -67,7 +71,18 @@ def remove_zero_groups(model, threshold=0.0):
         graph = ChannelGraph(model)
         for part in (*graph.producers, *graph.consumers):
             _zero_small(part.variable, part.place, threshold)
+        for layer in _sparse_bases(model):
+            _zero_small(layer.kernel, -2, threshold)
+    smaller = {id(layer): layer.without_unused_filters() for layer in _sparse_bases(model)}
+    changes = {key: (new, values_of(new)) for key, new in smaller.items() if id(new) != key}
+    if changes:
+        model = Rebuilder(model, changes).run()
     return without_dead_channels(model, branches=True)
+
+
+def _sparse_bases(model):
+    """The `SparseBasisConv2D`s of a model."""
+    return [layer for layer in matching.leaf_layers(model) if isinstance(layer, SparseBasisConv2D)]
 
 
 def _zero_small(variable, place, threshold):

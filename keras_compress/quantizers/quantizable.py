@@ -2,6 +2,7 @@
 
 import keras
 
+from keras_compress.layers.channel_shuffle import ChannelShuffle
 from keras_compress.layers.fake_quant_conv2d import FakeQuantConv2D
 from keras_compress.layers.fake_quant_dense import FakeQuantDense
 from keras_compress.layers.fake_quant_depthwise_conv2d import FakeQuantDepthwiseConv2D
@@ -32,6 +33,7 @@ _SAME_VALUES = (
     keras.layers.GaussianNoise,
     keras.layers.ActivityRegularization,
     keras.layers.Identity,
+    ChannelShuffle,
 )
 #: Layers that average values: LiteRT rounds the results to the grid of the input.
 _SAME_GRID = (keras.layers.AveragePooling1D, keras.layers.AveragePooling2D)

@@ -56,6 +56,83 @@ def test_adapter_choices():
         kc.distillation.Hint("a", "b").make_adapter((None, 8), same)
 
 
+def test_adapters_by_name():
+    image, small = (None, 4, 4, 3), (None, 2, 6, 5)
+
+    def make(kind, *shapes):
+        return kc.distillation.Hint("a", "b", kind).make_adapter(*shapes)
+
+    student = features(2, 4, 4, 5)
+    layer = make("conv1x1", image, (None, 4, 4, 5))
+    kernel, bias = layer.get_weights()
+    want = np.einsum("nhwc,cd->nhwd", student, kernel) + bias
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(student)), want, atol=1e-5)
+    layer = make("dense", (None, 7, 2), (None, 4, 4, 5))
+    kernel, bias = layer.get_weights()
+    want = (student.reshape(2, -1) @ kernel + bias).reshape(2, 7, 2)
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(student)), want, atol=1e-5)
+    assert isinstance(make("dense", (None, 7), (None, 5)), keras.layers.Dense)
+    # Halving an image bilinearly between pixel centres is the mean of 2 x 2 pixels.
+    layer = make("resize", (None, 2, 2, 5), (None, 4, 4, 5))
+    want = student.reshape(2, 2, 2, 2, 2, 5).mean((2, 4))
+    np.testing.assert_allclose(keras.ops.convert_to_numpy(layer(student)), want, atol=1e-5)
+    assert not layer.weights
+    assert make("resize", image, small).count_params() == 5 * 3 + 3
+    layer = make(lambda x: x[..., :3] + x[..., 2:], image, (None, 4, 4, 5))
+    got = keras.ops.convert_to_numpy(layer(student))
+    np.testing.assert_allclose(got, student[..., :3] + student[..., 2:])
+    for kind, shapes, message in (
+        ("conv1x1", (image, small), "maps must have the same size"),
+        ("dense", (image, (None, None, 4, 3)), "sizes must be known"),
+        ("resize", (image, (None, 4, 3)), "both must be images"),
+        (lambda x: x, (image, small), "equal shapes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make(kind, *shapes)
+
+
+class TwoLayers(kc.distillation.Hint):
+    """Half the squared distance of the sums of two layers' features."""
+
+    def distance(self, teacher, student):
+        return super().distance(sum(teacher), sum(student))
+
+
+def test_several_layers_at_once():
+    teacher, student = net([5, 5, 5, 3]), net([5, 5, 3], "part")
+    loss = TwoLayers(("block0", "block2"), ("part0", "part1"))
+    assert layer_pairs(loss, teacher, student) == [(("block0", "block2"), ("part0", "part1"))]
+    x = features(4, 4)
+    distiller = kc.distillation.Distiller(teacher, student, loss, alpha=1.0)
+    assert distiller.adapters == []
+    distiller.compile("sgd")
+    got = distiller.evaluate(x, verbose=0, return_dict=True)["distillation_loss"]
+    maps = []
+    for model, names in ((teacher, ("block0", "block2")), (student, ("part0", "part1"))):
+        outputs, h = {}, x
+        for layer in model.layers:
+            h = keras.ops.convert_to_numpy(layer(h))
+            outputs[layer.name] = h
+        maps.append(sum(outputs[name] for name in names))
+    want = 0.5 * np.square(maps[0] - maps[1]).sum(1).mean()
+    assert got == pytest.approx(want, rel=1e-5)
+    narrow = net([2, 3, 3], "part")
+    loss = TwoLayers(("block0", "block1"), ("part0", "part1"))
+    made = kc.distillation.Distiller(teacher, narrow, loss, alpha=1.0).adapters
+    assert [layer.kernel.shape for layer in made] == [(2, 5), (3, 5)]
+    # Globs give a pair for each place.
+    loss = TwoLayers(("block[01]", "block[12]"), ("part0", "part1"))
+    with pytest.raises(ValueError, match="equally many layers"):
+        layer_pairs(loss, teacher, student)
+    loss = TwoLayers(("block[01]", "block[12]"), ("part[01]", "part[01]"))
+    pairs = [(("block0", "block1"), ("part0", "part0")), (("block1", "block2"), ("part1", "part1"))]
+    assert layer_pairs(loss, teacher, student) == pairs
+    with pytest.raises(ValueError, match="matches.*all parts"):
+        layer_pairs(TwoLayers(("block[01]", "block1"), ("part0", "part1")), teacher, student)
+    with pytest.raises(ValueError, match="name equally many"):
+        kc.distillation.Distiller(teacher, student, TwoLayers(("block0", "block1"), "part0"))
+
+
 def attention(a, p):
     q = (np.abs(a.astype("float64")) ** p).sum(-1).reshape(len(a), -1)
     return q / np.linalg.norm(q, axis=1, keepdims=True)

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import numpy as np
+
 from keras_compress import layers, quantizers
 
 
@@ -20,6 +22,8 @@ class Case:
             alone equal their `expand()` only there).
         tolerance: Largest absolute difference between the layer and its `expand()`.
         initializer: Name of the kernel initializer's argument.
+        flat: Whether the stock layer takes the inputs flattened.
+        smaller: Whether the stored form is smaller than the dense kernel.
     """
 
     name: str
@@ -31,6 +35,8 @@ class Case:
     signs: bool = False
     tolerance: float = 1e-5
     initializer: str = "kernel_initializer"
+    flat: bool = False
+    smaller: bool = True
 
 
 CASES = [
@@ -738,5 +744,179 @@ CASES = [
         {"filters": 6, "kernel_size": (3, 2), "groups": 2, "kernel_quantizer": "ternary"},
         (8, 9, 4),
         fit={"kernel_quantizer": "ternary"},
+    ),
+    Case(
+        "MECConv2D-strided-same",
+        layers.MECConv2D,
+        {
+            "filters": 5,
+            "kernel_size": (3, 4),
+            "strides": (2, 1),
+            "padding": "same",
+            "activation": "relu",
+        },
+        (8, 9, 6),
+        exact={},
+        smaller=False,
+    ),
+    Case(
+        "MECConv2D-dilated-channels-first",
+        layers.MECConv2D,
+        {
+            "filters": 4,
+            "kernel_size": 3,
+            "dilation_rate": (1, 2),
+            "data_format": "channels_first",
+            "use_bias": False,
+        },
+        (6, 8, 9),
+        exact={},
+        smaller=False,
+    ),
+    Case(
+        "CompactLSTM-lowrank-unrolled",
+        layers.CompactLSTM,
+        {"units": 12, "rank": 3, "unroll": True, "return_sequences": True},
+        (3, 10),
+        fit={"rank": 4},
+        exact={"rank": 12},
+    ),
+    Case(
+        "CompactLSTM-toeplitz-like-unrolled",
+        layers.CompactLSTM,
+        {
+            "units": 12,
+            "recurrent": "toeplitz_like",
+            "kernel": "lowrank",
+            "rank": 2,
+            "unroll": True,
+            "use_bias": False,
+        },
+        (2, 10),
+        fit={"recurrent": "toeplitz_like", "kernel": "lowrank", "rank": 2, "kernel_rank": 0.9},
+        exact={"recurrent": "toeplitz_like", "kernel": "toeplitz_like", "rank": 12},
+    ),
+    Case(
+        "TensorRegression-cp",
+        layers.TensorRegression,
+        {"units": 10, "rank": 6, "activation": "relu"},
+        (4, 3, 5),
+        fit={"input_shape": (4, 3, 5), "rank": 4},
+        flat=True,
+    ),
+    Case(
+        "TensorRegression-tucker",
+        layers.TensorRegression,
+        {"units": 10, "form": "tucker", "rank": 3, "use_bias": False},
+        (6, 8),
+        fit={"input_shape": (6, 8), "form": "tucker", "rank": 0.7},
+        exact={"input_shape": (6, 8), "form": "tucker", "rank": (6, 8, 10)},
+        flat=True,
+    ),
+    Case(
+        "PredictedDense-channels",
+        layers.PredictedDense,
+        {"units": 20, "fraction": 0.3, "coords": (6, 4), "columns": 3, "activation": "relu"},
+        (48,),
+        fit={"fraction": 0.4, "coords": (6, 4), "columns": 2, "width": 1.0},
+        exact={"fraction": 1.0, "ridge": 0.0, "coords": (48,)},
+    ),
+    Case(
+        "PredictedDense-covariance-sequence",
+        layers.PredictedDense,
+        {
+            "units": 24,
+            "fraction": 0.2,
+            "columns": 1,
+            "kernel": "covariance",
+            "data": np.random.default_rng(0).normal(size=(60, 20)),
+            "use_bias": False,
+        },
+        (5, 20),
+        fit={
+            "fraction": 0.4,
+            "kernel": "covariance",
+            "data": np.random.default_rng(0).normal(size=(60, 20)),
+        },
+    ),
+    Case(
+        "RankConstrainedDense",
+        layers.RankConstrainedDense,
+        {"units": 12, "input_grid": (6, 5), "rank": 2, "activation": "relu"},
+        (30,),
+        fit={"input_grid": (6, 5), "rank": 0.6},
+        exact={"input_grid": (6, 5), "rank": 5},
+    ),
+    Case(
+        "RankConstrainedDense-sequence",
+        layers.RankConstrainedDense,
+        {"units": 8, "input_grid": (3, 7), "use_bias": False},
+        (4, 21),
+        fit={"input_grid": (3, 7)},
+        exact={"input_grid": (3, 7), "rank": 1.0},
+    ),
+    Case(
+        # One bias for several channels: see test_p4_conv2d for it.
+        "P4Conv2D-lifting-strided",
+        layers.P4Conv2D,
+        {
+            "filters": 8,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "use_bias": False,
+            "lifting": True,
+        },
+        (9, 7, 3),
+        fit={"lifting": True},
+    ),
+    Case(
+        "P4MConv2D-channels-first",
+        layers.P4MConv2D,
+        {
+            "filters": 16,
+            "kernel_size": 3,
+            "data_format": "channels_first",
+            "activation": "relu",
+            "use_bias": False,
+        },
+        (8, 7, 9),
+    ),
+    Case(
+        "TernaryFactorizedDense-sequence-relu",
+        layers.TernaryFactorizedDense,
+        {"units": 12, "rank": 8, "activation": "relu"},
+        (5, 16),
+        fit={"rank": 10},
+        exact={"rank": 150},
+    ),
+    Case(
+        "TernaryFactorizedConv2D-strided-channels-first",
+        layers.TernaryFactorizedConv2D,
+        {
+            "filters": 12,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding": "same",
+            "data_format": "channels_first",
+            "rank": 10,
+        },
+        (6, 8, 9),
+        fit={"rank": 12},
+    ),
+    Case(
+        "SparseBasisConv2D-dilated",
+        layers.SparseBasisConv2D,
+        {"filters": 12, "kernel_size": 3, "dilation_rate": (1, 2), "rank": 2},
+        (8, 9, 6),
+        fit={"rank": 4},
+        exact={"rank": 9},
+    ),
+    Case(
+        "FactorizedConv2D-depthwise",
+        layers.FactorizedConv2D,
+        {"filters": 12, "kernel_size": 3, "form": "depthwise", "rank": 8, "padding": "same"},
+        (8, 9, 6),
+        fit={"form": "depthwise", "rank": 20},
     ),
 ]

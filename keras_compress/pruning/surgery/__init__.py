@@ -1,4 +1,4 @@
-"""Surgery: channels followed through a model's graph, and removed for good."""
+"""Surgery: channels followed through a model's graph, and removed or copied for good."""
 
 # The rules register themselves.
 from keras_compress.pruning.surgery import channel_layers, channel_shapes
@@ -11,13 +11,14 @@ from keras_compress.pruning.surgery.channel_graph import (
     feature_maps,
 )
 from keras_compress.pruning.surgery.channel_rules import register_channel_rule
-from keras_compress.pruning.surgery.remove import cut, remove_channels
+from keras_compress.pruning.surgery.remove import Cutter, cut, remove_channels
 
 __all__ = [
     "FIXED",
     "ChannelGraph",
     "ChannelGroup",
     "Consumer",
+    "Cutter",
     "Producer",
     "channel_layers",
     "channel_shapes",

@@ -114,6 +114,11 @@ class ChannelGraph:
         producers: List of `Producer`.
         consumers: List of `Consumer`.
         unknown: Names of the layers that are kept whole because they are not known.
+        copiable: Boolean array over channel numbers: whether a channel can be taken several times
+            without a change of the outputs.
+        blocks: Boolean array over channel numbers: whether neighbours of that number are copied as
+            one (the outputs of a depthwise layer for one channel), and not one by one (channels of
+            groups that stay alike).
 
     Raises:
         ValueError: if the model has no graph or is not built.
@@ -141,8 +146,9 @@ class ChannelGraph:
         # Sizes that reshaping calls are to ask for: id of the operation -> numbers of each axis.
         self.reshaped = {}
         self._count = FIXED + 1
-        self._pairs, self._normalized = [], []
+        self._pairs, self._normalized, self._single = [], [], []
         self._axes, self._indices, self._variables = {}, {}, {}
+        self._summed = set()
         for value in self.graph.inputs:
             self._axes[value] = (None,) * len(value.shape)
         for call in self.graph.calls:
@@ -187,6 +193,23 @@ class ChannelGraph:
         """Notes that a layer takes statistics over channels."""
         if channels is not None:
             self._normalized.append(channels)
+
+    def keep_single(self, channels):
+        """Notes that channels cannot be copied: copies would change sums, or lie elsewhere."""
+        if channels is not None:
+            self._single.append(channels)
+
+    def sum(self, variable, axis):
+        """Notes that a layer sums over the channels on an axis of its variable.
+
+        `consume` does; a rule needs it for other axes only. Copies of a channel share those
+        weights.
+        """
+        self._summed.add((id(variable), axis % len(variable.shape)))
+
+    def sums(self, variable):
+        """Axes of a variable that its layer sums over."""
+        return [axis for axis in self.positions(variable) if (id(variable), axis) in self._summed]
 
     def index(self, variable, axis, channels):
         """Says which channels an axis of a layer's variable counts.
@@ -245,6 +268,7 @@ class ChannelGraph:
         channels = self.axes(value)[axis]
         first = self.indexed(variable, place) is None
         self.index(variable, place, channels)
+        self.sum(variable, place)
         if first:
             known = self._known(channels, variable.shape[place])
             place = place % len(variable.shape)
@@ -263,6 +287,8 @@ class ChannelGraph:
         numbers = self._connect(self._pairs, self._count)
         # All channels tied to a fixed one are fixed.
         numbers = np.where(numbers == numbers[FIXED], FIXED, numbers + 1)
+        raw = [ids for axes in self._axes.values() for ids in axes if ids is not None]
+        raw += self._indices.values()
         for one in (*self.producers, *self.consumers):
             one.channels = numbers[one.channels]
         self._indices = {key: numbers[ids] for key, ids in self._indices.items()}
@@ -278,6 +304,7 @@ class ChannelGraph:
         normalized = np.zeros(self.count, bool)
         for ids in self._normalized:
             normalized[numbers[ids]] = True
+        self._resolve_copies(numbers, raw, normalized)
         free = [p.channels[p.channels != FIXED] for p in self.producers]
         families = self._connect([(ids[:-1], ids[1:]) for ids in free], self.count)
         self.groups = []
@@ -285,6 +312,24 @@ class ChannelGraph:
             channels = np.flatnonzero(families == family)
             producers = [p for p in self.producers if np.isin(p.channels, channels).any()]
             self.groups.append(ChannelGroup(channels, producers, bool(normalized[channels].any())))
+
+    def _resolve_copies(self, numbers, raw, normalized):
+        """Which channels can be copied, and how copies lie.
+
+        Args:
+            numbers: Array from the channels' first numbers to the final ones.
+            raw: Arrays of first numbers, as they lie on the axes of tensors and variables.
+            normalized: Boolean array over final numbers.
+        """
+        self.blocks, tied = np.zeros((2, self.count), bool)
+        for ids in {id(ids): ids for ids in raw}.values():
+            self.blocks[numbers[ids[1:][ids[1:] == ids[:-1]]]] = True
+            final, times = np.unique(numbers[np.unique(ids)], return_counts=True)
+            tied[final[times > 1]] = True
+        # Where both happen, one tensor would have copies in blocks and another one by one.
+        self.copiable = ~(normalized | (self.blocks & tied))
+        for ids in (np.array([FIXED]), *(numbers[ids] for ids in self._single)):
+            self.copiable[ids] = False
 
     @staticmethod
     def _connect(pairs, count):

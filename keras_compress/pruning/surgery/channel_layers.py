@@ -3,6 +3,7 @@
 import keras
 
 from keras_compress.call_graph import Value
+from keras_compress.layers.channel_shuffle import ChannelShuffle
 from keras_compress.layers.maxout_conv2d import MaxoutConv2D
 from keras_compress.layers.maxout_dense import MaxoutDense
 from keras_compress.pruning.surgery.channel_rules import (
@@ -42,6 +43,7 @@ def _(graph, call):
         rows = ids.reshape(groups, -1)
         graph.tie(rows, rows[:1])
         graph.index(layer.kernel, -2, rows[0])
+        graph.sum(layer.kernel, -2)
     ids = graph.produce(call, axis, outputs)
     rows = ids.reshape(groups, -1)
     graph.tie(rows, rows[:1])
@@ -101,6 +103,22 @@ def _(graph, call):
         axes = only(graph, axes, last)
     graph.consume(call, value, last, layer.kernel, -3)
     return [replaced(axes, last, graph.produce(call, last, [(layer.kernel, -2), (layer.bias, 0)]))]
+
+
+@for_layers(ChannelShuffle)
+def _(graph, call):
+    layer, (value,) = call.operation, call.inputs
+    axis = channel_axis(layer, len(value.shape))
+    axes = only(graph, graph.axes(value), axis)
+    ids = axes[axis]
+    if ids is not None:
+        # The groups must stay as large as each other, and in step.
+        rows = ids.reshape(layer.groups, -1)
+        graph.tie(rows, rows[:1])
+        # Copies would come out in another order.
+        graph.keep_single(ids)
+        ids = rows.T.ravel()
+    return [replaced(axes, axis, ids)]
 
 
 @for_layers(keras.layers.Embedding)
@@ -176,5 +194,6 @@ def _(graph, call):
     for part in projections:
         variables += [(part.kernel, 1), (part.bias, 0)]
     graph.produce(call, None, variables, "/heads")
+    graph.sum(layer.output_dense.kernel, 0)
     output = layer.output_dense
     return [(None, None, graph.produce(call, 2, [(output.kernel, 2), (output.bias, 0)]))]

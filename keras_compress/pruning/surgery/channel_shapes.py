@@ -160,6 +160,8 @@ def _(graph, call):
     if len(first) < 2 or len(first) != len(second):
         return None
     graph.tie(first[-1], second[-2])
+    # No weight could be shared out between a channel and its copy.
+    graph.keep_single(first[-1])
     axes = [None] * len(first)
     for place in range(len(first) - 2):
         graph.tie(first[place], second[place])

@@ -1,4 +1,4 @@
-"""Removing channels: a smaller ordinary Keras model."""
+"""Removing and copying channels: another ordinary Keras model."""
 
 import functools
 
@@ -93,30 +93,61 @@ def cut(graph, kept):
         graph: The `ChannelGraph`.
         kept: Boolean array over channel numbers.
     """
-    return _Cutter(graph, kept).run()
+    return Cutter(graph, kept).run()
 
 
-class _Cutter(Rebuilder):
-    def __init__(self, graph, kept):
+class Cutter(Rebuilder):
+    """Makes a model anew with each channel taken as often as said.
+
+    Copies follow what they are copies of, in every tensor alike. What reads them has its weights
+    divided by their number, so that the outputs of copiable channels stay as they are.
+
+    Args:
+        graph: The `ChannelGraph`.
+        counts: Array over channel numbers: how often each is taken, as booleans or integers.
+    """
+
+    def __init__(self, graph, counts):
         super().__init__(graph.model)
         self.graph = graph
-        self.kept = kept
+        self.counts = np.asarray(counts).astype(int)
 
     def remake(self, operation):
         if not isinstance(operation, keras.layers.Layer):
             return self._reshaped(operation), ()
-        arrays = [self._sliced(variable) for variable in operation.variables]
+        arrays = [self.taken(variable) for variable in operation.variables]
         shapes = {
             id(variable): array.shape
             for variable, array in zip(operation.variables, arrays, strict=True)
         }
         return new_like(operation, self._config(operation, shapes)), arrays
 
-    def _sliced(self, variable):
+    def taken(self, variable):
+        """Array of a layer's variable in the new model."""
         array = keras.ops.convert_to_numpy(variable)
+        summed = self.graph.sums(variable)
         for axis, channels in self.graph.positions(variable).items():
-            array = np.compress(self.kept[channels], array, axis)
+            order = self.order(channels)
+            array = np.take(array, order, axis)
+            if axis in summed:
+                along = [1] * array.ndim
+                along[axis] = -1
+                array = array / self.counts[channels[order]].reshape(along).astype(array.dtype)
         return array
+
+    def order(self, channels):
+        """Old position of each new one on an axis.
+
+        Args:
+            channels: Numbers of the channels on the axis.
+        """
+        alone = np.ones(len(channels), bool)
+        alone[1:] = (channels[1:] != channels[:-1]) | ~self.graph.blocks[channels[1:]]
+        starts = np.flatnonzero(alone)
+        lengths = np.diff(starts, append=len(channels))
+        totals = lengths * self.counts[channels[starts]]
+        places = np.arange(totals.sum()) - np.repeat(np.cumsum(totals) - totals, totals)
+        return np.repeat(starts, totals) + places % np.repeat(lengths, totals)
 
     def _config(self, layer, shapes):
         config = layer.get_config()
@@ -135,7 +166,7 @@ class _Cutter(Rebuilder):
     def _target(self, operation, target):
         axes = self.graph.reshaped[id(operation)][1:]
         return tuple(
-            size if ids is None or size == -1 else int(self.kept[ids].sum())
+            size if ids is None or size == -1 else int(self.counts[ids].sum())
             for size, ids in zip(target, axes, strict=True)
         )
 
