@@ -1,6 +1,5 @@
 """`ChannelPruning`: whole channels go while `fit` runs, and are cut out afterwards."""
 
-import keras
 import numpy as np
 
 from keras_compress import validation

@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from keras import ops
 
 from keras_compress import validation
 
@@ -70,7 +71,7 @@ def beam_search(
     start = _check_start(start_tokens, max_length)
     samples, length = start.shape
     begun = length
-    state = keras.tree.map_structure(lambda array: _repeat(array, samples, beam), state)
+    state = _take(_check_state(state, samples), np.repeat(np.arange(samples), beam))
 
     tokens = np.full((samples, beam, max_length), pad_token, start.dtype)
     tokens[:, :, :begun] = start[:, None]
@@ -95,7 +96,7 @@ def beam_search(
         ends = np.where(~ended & (new == end_token), length, ends)
         ended |= new == end_token
         order = (rows * beam + parents).reshape(-1)
-        state = keras.tree.map_structure(lambda a: np.take(_numpy(a), order, axis=0), state)  # noqa: B023
+        state = _take(state, order)
     totals = totals / np.maximum(ends - begun, 1) ** penalty
     order = np.argsort(-totals, axis=1, kind="stable")
     return tokens[rows, order], totals[rows, order]
@@ -116,7 +117,7 @@ def _largest(values, count):
 
 
 def _log_probabilities(scores, samples, beam, end_token, pad_token):
-    scores = np.array(_numpy(scores), "float64")
+    scores = np.array(ops.convert_to_numpy(scores), "float64")
     if scores.ndim != 2 or len(scores) != samples * beam:
         raise ValueError(
             f"beam_search: `step_fn` must give scores ({samples * beam}, vocabulary), a row for "
@@ -135,7 +136,7 @@ def _log_probabilities(scores, samples, beam, end_token, pad_token):
 
 
 def _check_start(tokens, max_length):
-    tokens = _numpy(tokens)
+    tokens = ops.convert_to_numpy(tokens)
     start = tokens[:, None] if tokens.ndim == 1 else tokens
     if start.ndim != 2 or not start.size or start.dtype.kind not in "iu":
         raise ValueError(
@@ -150,15 +151,19 @@ def _check_start(tokens, max_length):
     return start
 
 
-def _repeat(array, samples, beam):
-    array = _numpy(array)
-    if not array.ndim or len(array) != samples:
-        raise ValueError(
-            f"beam_search: arrays of `state` must have {samples} rows, one for each start; got "
-            f"shape {array.shape}."
-        )
-    return np.repeat(array, beam, axis=0)
+def _check_state(state, samples):
+    for array in keras.tree.flatten(state):
+        shape = getattr(array, "shape", ())
+        if array is not None and (not shape or shape[0] != samples):
+            raise ValueError(
+                f"beam_search: `state` must be arrays of {samples} rows, one for each start; got "
+                f"shape {tuple(shape)}."
+            )
+    return state
 
 
-def _numpy(array):
-    return keras.ops.convert_to_numpy(array) if hasattr(array, "shape") else np.asarray(array)
+def _take(state, rows):
+    def take(array):
+        return None if array is None else np.take(ops.convert_to_numpy(array), rows, axis=0)
+
+    return keras.tree.map_structure(take, state)

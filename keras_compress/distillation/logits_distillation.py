@@ -99,10 +99,22 @@ class LogitsDistillation(keras.distillation.LogitsDistillation):
         return sum(tree.flatten(losses))
 
     def _soft_loss(self, teacher, student):
+        return ops.mean(self.divergences(teacher, student))
+
+    def divergences(self, teacher, student):
+        """The formula, before the mean.
+
+        Args:
+            teacher: Outputs of the teacher, `(..., classes)`.
+            student: Outputs of the student.
+
+        Returns:
+            Tensor `(...)`.
+        """
         target = ops.log_softmax(_logits(teacher, self.teacher_from_logits) / self.temperature)
         output = ops.log_softmax(_logits(student, self.student_from_logits) / self.temperature)
         divergence = ops.sum(ops.exp(target) * (target - output), axis=-1)
-        return self.temperature**2 * ops.mean(divergence)
+        return self.temperature**2 * divergence
 
     def get_config(self):
         return {

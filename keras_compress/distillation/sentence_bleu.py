@@ -33,18 +33,17 @@ def sentence_bleu(candidates, references, ignore=()):
     equal = (candidates[:, :, None] == references[:, None]) & reference_words[:, None]
     repeats = candidates[:, :, None] == candidates[:, None]
     log_precisions = np.zeros(len(candidates))
-    grams, same, matches, valid = words, repeats, equal, words
+    grams, same, matches = words, repeats, equal
     for order in range(1, _ORDERS + 1):
         if order > 1:
             # An n-gram is equal where the one before is and so are the tokens that follow.
             matches = matches[:, :-1, :-1] & equal[:, order - 1 :, order - 1 :]
             same = same[:, :-1, :-1] & repeats[:, order - 1 :, order - 1 :]
-            valid = valid[:, :-1] & words[:, order - 1 :]
-        grams = valid
+            grams = grams[:, :-1] & words[:, order - 1 :]
         # An n-gram counts unless it has come as often before as it is in the reference.
         earlier = np.tril(same & grams[:, None], -1).sum(2)
         hits = (grams & (earlier < matches.sum(2))).sum(1)
-        added = order > 1
+        added = int(order > 1)
         with np.errstate(divide="ignore", invalid="ignore"):
             log_precisions += np.log((hits + added) / (grams.sum(1) + added)) / _ORDERS
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -30,6 +30,7 @@ from keras_compress.layers.hashed_dense import HashedDense
 from keras_compress.layers.highway_conv2d import HighwayConv2D
 from keras_compress.layers.highway_dense import HighwayDense
 from keras_compress.layers.lazy_dense import LazyDense
+from keras_compress.layers.lccl_conv2d import LCCLConv2D
 from keras_compress.layers.ldr_dense import LDRDense
 from keras_compress.layers.maxout_conv2d import MaxoutConv2D
 from keras_compress.layers.maxout_dense import MaxoutDense
@@ -87,6 +88,7 @@ __all__ = [
     "HashedDense",
     "HighwayConv2D",
     "HighwayDense",
+    "LCCLConv2D",
     "LDRDense",
     "LazyDense",
     "MECConv2D",

@@ -4,6 +4,9 @@ import keras
 
 from keras_compress import validation
 
+#: Stands for an open size while sublayers are built.
+_PROBE = 256
+
 
 class Block(keras.layers.Layer):
     """Base of blocks: an ordinary layer that holds stock layers, and can be opened into them.
@@ -71,10 +74,16 @@ class Block(keras.layers.Layer):
                 f"{self.channel_axis}) of its input; got input_shape={tuple(input_shape)}. Give "
                 "`keras.Input` a shape whose channel axis is a number."
             )
-        self.input_shape_built = tuple(input_shape)
+        self._input_shape_built = tuple(input_shape)
         self.make_layers(int(channels))
-        # Builds the sublayers and leaves no node on them.
-        self.compute_output_spec(keras.KerasTensor(input_shape, dtype=self.compute_dtype))
+        if not self.trainable:
+            # Said before there were sublayers to hear it.
+            self.trainable = False
+        # Builds the sublayers and leaves no node on them. No weight depends on an open size, and
+        # JAX cannot compare those.
+        batch, *sizes = input_shape
+        probe = (batch, *(_PROBE if size is None else size for size in sizes))
+        self.compute_output_spec(keras.KerasTensor(probe, dtype=self.compute_dtype))
         axes = {self.channel_axis: int(channels)}
         self.input_spec = keras.layers.InputSpec(ndim=self._ndim, axes=axes)
 
@@ -116,7 +125,7 @@ class Block(keras.layers.Layer):
                 f"{type(self).__name__} '{self.name}' is not built: call it on an input (or its "
                 "build()) before expand()."
             )
-        model, twin = self._opened(input_shape or self.input_shape_built)
+        model, twin = self._opened(input_shape or self._input_shape_built)
         twin.set_weights(self.get_weights())
         return model
 

@@ -13,6 +13,21 @@ def check_source(cls, layer, sizes=None):
         layer: Anything.
         sizes: Kernel sizes that are allowed; `None` for all.
     """
+    check_conv2d(cls, layer)
+    wrong = unfit(layer, sizes)
+    if wrong:
+        raise ValueError(
+            f"{cls.__name__}.from_layer(): '{layer.name}' has {wrong}. Leave the layer as it is."
+        )
+
+
+def check_conv2d(cls, layer):
+    """Raises `ValueError` unless `layer` is a built Conv2D.
+
+    Args:
+        cls: Class of the block that starts from it.
+        layer: Anything.
+    """
     if type(layer) is not keras.layers.Conv2D:
         raise ValueError(
             f"{cls.__name__}.from_layer() starts from a keras.layers.Conv2D; got "
@@ -22,11 +37,6 @@ def check_source(cls, layer, sizes=None):
         raise ValueError(
             f"{cls.__name__}.from_layer() needs a built layer: call Conv2D '{layer.name}' on an "
             "input, or its build(), first."
-        )
-    wrong = unfit(layer, sizes)
-    if wrong:
-        raise ValueError(
-            f"{cls.__name__}.from_layer(): '{layer.name}' has {wrong}. Leave the layer as it is."
         )
 
 
@@ -61,7 +71,7 @@ def carried(layer):
 
 def image_shape(layer):
     """Shape of the input of a convolution, with open sizes."""
-    channels = layer.kernel.shape[2]
+    channels = layer.kernel.shape[2] * layer.groups
     if layer.data_format == "channels_last":
         return (None, None, None, channels)
     return (None, channels, None, None)

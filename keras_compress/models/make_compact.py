@@ -182,9 +182,9 @@ def _sites(model, layers, cls, options):
     fitting = {key: site for key, site in sites.items() if site.fits}
     what = "a compact form: 3x3 Conv2D of one group, without dilation, for one size of input"
     chosen = matching.with_form(model, layers, lambda x: id(x) in fitting, what, OWNER)
-    names = {id(layer) for layer in chosen}
+    wanted = {id(layer) for layer in chosen}
     # In the order in which they run.
-    sites = [site for key, site in fitting.items() if key in names]
+    sites = [site for key, site in fitting.items() if key in wanted]
     if layers is None:
         sites = [site for site in sites if site.channels >= _LEAST_CHANNELS]
         sites = [site for site in sites if _is_cheaper(site, cls, options)]

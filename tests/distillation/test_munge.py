@@ -99,9 +99,7 @@ def test_student_learns_the_mean_of_an_ensemble_on_synthetic_samples():
     distiller = kc.distillation.Distiller(members, student, loss, alpha=1.0)
     distiller.compile(keras.optimizers.SGD(0.3))
     distiller.fit(synthetic, epochs=20, batch_size=64, verbose=0)
-    for got, one, two in zip(
-        *(model.get_weights() for model in (student, *members)), strict=True
-    ):
+    for got, one, two in zip(*(model.get_weights() for model in (student, *members)), strict=True):
         np.testing.assert_allclose(got, (one + two) / 2, atol=1e-3)
 
 

@@ -46,6 +46,14 @@ CASES = {
     "residual-pad": (lambda **kw: kc.layers.ResidualBlock(16, 2, **kw), IMAGE),
     "residual-projection": (lambda **kw: kc.layers.ResidualBlock(8, 2, "projection", **kw), IMAGE),
     "dense": (lambda **kw: kc.layers.DenseBlock(2, 3, bottleneck=True, **kw), IMAGE),
+    "lccl-1x1": (
+        lambda **kw: kc.layers.LCCLConv2D(6, (3, 2), dilation_rate=2, groups=3, **kw),
+        IMAGE,
+    ),
+    "lccl-shared": (
+        lambda **kw: kc.layers.LCCLConv2D(5, 3, 2, "same", activation="relu", kind="shared", **kw),
+        IMAGE,
+    ),
     "highway-dense": (lambda **kw: kc.layers.HighwayDense(**kw), (5, 6)),
     "highway-conv": (lambda **kw: kc.layers.HighwayConv2D(**kw), IMAGE),
 }

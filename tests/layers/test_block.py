@@ -34,7 +34,9 @@ def test_layer_stock_layers_and_file_agree(name, tmp_path):
     assert loaded.layers[0].get_config() == block.get_config()
 
 
-@pytest.mark.parametrize("name", ["fire", "shuffle-strided", "residual-pad", "highway-dense"])
+@pytest.mark.parametrize(
+    "name", ["fire", "shuffle-strided", "residual-pad", "highway-dense", "lccl-shared"]
+)
 def test_training_reaches_every_weight_and_half_precision_runs(name):
     block, x = make(name)
     model = keras.Sequential([keras.Input(x.shape[1:]), block])

@@ -6,6 +6,8 @@ import pytest
 
 import keras_compress as kc
 from keras_compress import models
+from keras_compress.pruning.surgery import cut
+from tests.pruning.surgery.common import half, outputs, randomize, samples, silence
 
 
 def trainable(model):
@@ -134,15 +136,23 @@ def test_any_size_and_number_of_classes_in_stock_layers(name):
     np.testing.assert_allclose(outputs.sum(-1), 1.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["SqueezeNet", "MobileNet", "ShuffleNet", "ResNetCIFAR"])
-def test_channels_of_every_network_can_be_cut(name):
-    model = MAKERS[name](classes=3)
+@pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow", reason="surgery is numpy and the same everywhere"
+)
+@pytest.mark.parametrize("name", [name for name in MAKERS if "LeNet" not in name])
+def test_silent_channels_of_every_network_go_without_a_trace(name):
+    model = randomize(MAKERS[name](classes=3, classifier_activation=None))
     graph = kc.pruning.ChannelGraph(model)
     assert not graph.unknown
-    small = kc.pruning.prune_channels(model, "l1", 0.5)
-    assert kc.profile.macs(small) < 0.7 * kc.profile.macs(model)
-    x = np.ones((1, *model.input_shape[1:]))
-    assert np.isfinite(small.predict(x, verbose=0)).all()
+    kept = half(graph)
+    silence(graph, kept)
+    x = samples(model)
+    expected = outputs(model, x)[0]
+    small = cut(graph, kept)
+    np.testing.assert_allclose(
+        outputs(small, x)[0], expected, atol=1e-4 * max(1.0, np.abs(expected).max())
+    )
+    assert kc.profile.macs(small) < 0.75 * kc.profile.macs(model)
 
 
 def test_bad_arguments_are_refused():
