@@ -234,7 +234,9 @@ class _State:
         identity = np.eye(target.shape[1])
         inverses = [np.linalg.inv(h + self.damping * identity) for h in self.hessians]
         modes = itertools.permutations(range(4), 2)
-        pairs = {(n, m): _hadamard(self.grams, (n, m)) for n, m in modes}
+        pairs = np.zeros((4, 4, *identity.shape))
+        for n, m in modes:
+            pairs[n, m] = _hadamard(self.grams, (n, m))
         step = np.zeros_like(target)
         residual = target.copy()
         direction = ready = self._blocks(residual, inverses)
@@ -257,10 +259,10 @@ class _State:
 
     def _normal_product(self, stacked, pairs):
         crossed = [stacked[s].T @ f for s, f in zip(self.slices, self.factors, strict=True)]
-        image = self._blocks(stacked, self.hessians) + self.damping * stacked
-        for n, factor in enumerate(self.factors):
-            mixed = sum(pairs[n, m] * crossed[m] for m in range(4) if m != n)
-            image[self.slices[n]] += factor @ mixed
+        mixed = np.einsum("nmrq,mrq->nrq", pairs, np.stack(crossed))
+        image = self._blocks(stacked, self.hessians)
+        image += np.concatenate([f @ m for f, m in zip(self.factors, mixed, strict=True)])
+        image += self.damping * stacked
         return image
 
 

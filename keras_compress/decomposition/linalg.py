@@ -31,6 +31,20 @@ def leading_eigenvectors(symmetric, count):
     return vectors[:, : -count - 1 : -1]
 
 
+def right_basis(matrix, count):
+    """Orthonormal basis of the `count` leading right singular vectors of a matrix, float64.
+
+    Args:
+        matrix: Array of shape `(rows, columns)`.
+        count: Number of vectors, at most `columns`.
+    """
+    rows, columns = matrix.shape
+    if not count <= rows < columns:
+        return leading_eigenvectors(gram(matrix), count)
+    left = leading_eigenvectors(gram(matrix.T), count)
+    return np.linalg.qr(matrix.T @ left)[0]
+
+
 def squared_spectrum(matrix):
     """Squared singular values of a matrix in float64, largest first."""
     small = gram(matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T)

@@ -5,9 +5,11 @@ import math
 import numpy as np
 
 from keras_compress.decomposition.factors import Factors, Stage
-from keras_compress.decomposition.linalg import gram, leading_eigenvectors
+from keras_compress.decomposition.linalg import gram, leading_eigenvectors, right_basis
 
 _MAX_SWEEPS = 50
+# Of orthogonal iteration, for each basis in each sweep.
+_STEPS = 2
 # Share of the kernel's energy that a sweep must still gain.
 _TOLERANCE = 1e-6
 
@@ -78,21 +80,35 @@ def hooi(kernel, rank):
     Returns:
         `(u, v)`: orthonormal bases `(inputs, rank[0])` and `(outputs, rank[1])`.
     """
-    inputs, outputs = kernel.shape[2:]
+    height, width, inputs, outputs = kernel.shape
     total = float(np.vdot(kernel, kernel))
-    v = leading_eigenvectors(gram(kernel.reshape(-1, outputs)), rank[1])
+    v = right_basis(kernel.reshape(-1, outputs), rank[1])
+    u = right_basis(_input_unfolding(kernel @ v.astype(kernel.dtype)), rank[0])
+    # The best bases of a matrix are those of its SVD; and with one side whole, the other side's.
+    is_best = height == width == 1 or rank[1] == outputs
+    if not is_best:
+        v = right_basis(_project_inputs(kernel, u.astype(kernel.dtype)).reshape(-1, outputs), rank[1])
+        is_best = rank[0] == inputs
     kept = -math.inf
-    for _ in range(_MAX_SWEEPS):
-        narrow = kernel @ v.astype(kernel.dtype)
-        u = leading_eigenvectors(gram(_input_unfolding(narrow)), rank[0])
-        narrow = _project_inputs(kernel, u.astype(kernel.dtype)).reshape(-1, outputs)
-        squares = gram(narrow)
-        v = leading_eigenvectors(squares, rank[1])
-        before, kept = kept, float(np.sum(v * (squares @ v)))
-        # With one side whole, the other side's basis is already the best there is.
-        if rank[0] == inputs or rank[1] == outputs or kept - before <= _TOLERANCE * total:
+    for _ in range(0 if is_best else _MAX_SWEEPS):
+        u, _ = _improved(u, _input_unfolding(kernel @ v.astype(kernel.dtype)))
+        before = kept
+        v, kept = _improved(v, _project_inputs(kernel, u.astype(kernel.dtype)).reshape(-1, outputs))
+        if kept - before <= _TOLERANCE * total:
             break
     return u, v
+
+
+def _improved(basis, matrix):
+    """A basis turned towards the leading right singular vectors, and the energy in it.
+
+    Steps of orthogonal iteration never lose energy, and from a good basis on they gain in a sweep
+    what an eigendecomposition would, at a fraction of its time.
+    """
+    squares = gram(matrix)
+    for _ in range(_STEPS):
+        basis = np.linalg.qr(squares @ basis)[0]
+    return basis, float(np.sum(basis * (squares @ basis)))
 
 
 def _input_unfolding(kernel):

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from keras_compress import validation
+from keras_compress.distillation import adapters
 from keras_compress.distillation.logits_distillation import LogitsDistillation
 from keras_compress.distillation.sentence_bleu import sentence_bleu
 
@@ -162,11 +163,12 @@ class SequenceLevel(LogitsDistillation):
         return np.where(np.isneginf(scores), -1.0, bleu)
 
     def compute_loss(self, teacher_outputs, student_outputs, y=None, **kwargs):
+        places = tuple(student_outputs.shape[:-1])
         needed = self.mode != "word" or self.pad_token is not None
-        if needed and (y is None or tuple(y.shape) != tuple(student_outputs.shape[:-1])):
+        if needed and (y is None or not adapters.compatible(tuple(y.shape), places)):
             raise ValueError(
                 f"{validation.prefix(self)}the labels `y` must be the token to give at each place, "
-                f"{tuple(student_outputs.shape[:-1])}, in kc.distillation.Distiller; got "
+                f"{places}, in kc.distillation.Distiller; got "
                 f"{None if y is None else tuple(y.shape)}. (Keras's own Distiller does not hand "
                 "them on.)"
             )

@@ -10,7 +10,7 @@ from keras_compress.distillation.munge import nearest_neighbours
 
 munge = kc.distillation.munge
 X = np.random.default_rng(0).normal(size=(60, 5)) * [1, 10, 0.1, 1, 1]
-CODES = np.random.default_rng(1).integers(0, 3, (60, 2))
+CODES = np.random.default_rng(1).integers(0, 20, (60, 2))
 MIXED = np.concatenate([X[:, :3], CODES], 1)
 BIG = 1e12
 
@@ -83,7 +83,7 @@ def test_sets_differ_and_a_seed_repeats_them():
     assert (got[:60] != got[60:]).any()
     np.testing.assert_array_equal(got, munge(X, 2, 0.5, seed=3))
     integers = munge(CODES, 2, 0.5, seed=3, discrete=[0])
-    assert integers.dtype == "float32" and np.isin(integers[:, 0], [0, 1, 2]).all()
+    assert integers.dtype == "float32" and np.isin(integers[:, 0], CODES[:, 0]).all()
 
 
 def test_student_learns_the_mean_of_an_ensemble_on_synthetic_samples():

@@ -22,7 +22,7 @@ def log_softmax(x):
     return x - np.log(np.exp(x).sum(-1, keepdims=True))
 
 
-# Scores that depend on the sample, the place and the two tokens before: (sample, place, ., ., next).
+# Scores (sample, place, token before the last, last token, next token).
 TABLE = RNG.normal(0, 1.5, (2, 5, 4, 4, 4))
 
 
@@ -59,7 +59,9 @@ def test_beam_of_all_sequences_equals_exhaustive_search(penalty):
         want = {tokens: total / n**penalty for tokens, (total, n) in found.items()}
         count = len(want)
         assert np.isneginf(scores[sample, count:]).all()
-        got = dict(zip(map(tuple, sequences[sample, :count].tolist()), scores[sample], strict=False))
+        got = dict(
+            zip(map(tuple, sequences[sample, :count].tolist()), scores[sample], strict=False)
+        )
         assert got.keys() == want.keys()
         assert [got[key] for key in want] == pytest.approx(list(want.values()))
         assert (np.diff(scores[sample, :count]) <= 0).all()
