@@ -6,13 +6,15 @@ import math
 import numpy as np
 
 from keras_compress.decomposition.factors import Factors, Stage
-from keras_compress.decomposition.linalg import truncated_svd
+from keras_compress.decomposition.linalg import gram, leading_eigenvectors, truncated_svd
 
 _MAX_STEPS = 100
-_TRIAL_STEPS = 8
+_TRIAL_STEPS = 6
 # Entries of the kernel times rank below which a fit costs little, and how many random starts then.
 _CHEAP = 200_000
-_RANDOM_STARTS = 10
+_RANDOM_STARTS = 4
+# Sweeps of the power method for a rank-1 term of the greedy start.
+_POWER_SWEEPS = 10
 # Relative decrease of the squared error, in one step, at which more steps are not worth it.
 _TOLERANCE = 1e-6
 _EXACT = 1e-13
@@ -100,7 +102,7 @@ def nonlinear_least_squares(kernel, rank):
     if _is_cheap(kernel, rank):
         for _ in range(_RANDOM_STARTS):
             starts.append([rng.normal(size=(size, rank)) for size in kernel.shape])
-        starts.append(_greedy_start(kernel, rank, rng))
+        starts.append(_greedy_start(kernel, rank))
     return _fit(kernel, rank, rng, starts)
 
 
@@ -113,7 +115,8 @@ def _fit(kernel, rank, rng, starts=()):
     if norm == 0:
         return [np.zeros((size, rank)) for size in kernel.shape]
     unit, steps = kernel / norm, _TRIAL_STEPS
-    states = [_State(unit, start) for start in (*_split_starts(unit, rank, rng), *starts)]
+    starts = (*_split_starts(unit, rank, rng), _basis_start(unit, rank, rng), *starts)
+    states = [_State(unit, start) for start in starts]
     while len(states) > 1:
         for state in states:
             state.descend(steps)
@@ -123,13 +126,42 @@ def _fit(kernel, rank, rng, starts=()):
     return [factor * norm**0.25 for factor in states[0].factors]
 
 
-def _greedy_start(kernel, rank, rng):
+def _basis_start(kernel, rank, rng):
+    """The leading singular vectors of each mode's unfolding, as alternating methods start."""
+    factors = []
+    for mode in range(4):
+        vectors = leading_eigenvectors(gram(_unfold(kernel, (mode,)).T), rank)
+        beyond = rng.normal(size=(len(vectors), rank - vectors.shape[1]))
+        factors.append(np.hstack([vectors, beyond]))
+    return factors
+
+
+def _greedy_start(kernel, rank):
     """One rank-1 term after another, each fitted to what the others left."""
     rest, terms = kernel, []
     for _ in range(rank):
-        terms.append(_fit(rest, 1, rng))
-        rest = rest - np.einsum("ir,jr,sr,tr->ijst", *terms[-1], optimize=True)
-    return [np.concatenate(columns, axis=1) for columns in zip(*terms, strict=True)]
+        terms.append(_rank_one_term(rest))
+        a, b, c, d = terms[-1]
+        rest = rest - np.outer(a, b)[:, :, None, None] * np.outer(c, d)
+    return [np.stack(columns, axis=1) for columns in zip(*terms, strict=True)]
+
+
+def _rank_one_term(kernel):
+    """A rank-1 term near the best one, by the power method: four vectors of equal norm."""
+    a, b, c, d = (f[:, 0] for f in _split_start(kernel, 1, np.random.default_rng(0)))
+    for _ in range(_POWER_SWEEPS):
+        over_channels = (kernel @ d) @ c
+        a = _unit(over_channels @ b)
+        b = _unit(a @ over_channels)
+        over_window = np.tensordot(np.outer(a, b), kernel, 2)
+        c = _unit(over_window @ d)
+        d = c @ over_window
+    size = np.linalg.norm(d)
+    return [size**0.25 * vector for vector in (a, b, c, _unit(d))]
+
+
+def _unit(vector):
+    return vector / (np.linalg.norm(vector) or 1.0)
 
 
 def _split_starts(kernel, rank, rng):

@@ -87,7 +87,9 @@ def hooi(kernel, rank):
     # The best bases of a matrix are those of its SVD; and with one side whole, the other side's.
     is_best = height == width == 1 or rank[1] == outputs
     if not is_best:
-        v = right_basis(_project_inputs(kernel, u.astype(kernel.dtype)).reshape(-1, outputs), rank[1])
+        v = right_basis(
+            _project_inputs(kernel, u.astype(kernel.dtype)).reshape(-1, outputs), rank[1]
+        )
         is_best = rank[0] == inputs
     kept = -math.inf
     for _ in range(0 if is_best else _MAX_SWEEPS):

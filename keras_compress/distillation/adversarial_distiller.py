@@ -15,8 +15,8 @@ from keras_compress.distillation.terms import OUTPUT
 class AdversarialDistiller(Distiller):
     """Trains a student whose logits a discriminator cannot tell from the teacher's.
 
-    The discriminator `D` takes the logits `z` of a sample and says whose they are and, as condition,
-    of which class the sample is:
+    The discriminator `D` takes the logits `z` of a sample and says whose they are and, as the
+    condition, of which class the sample is:
 
         L_D = -log P(teacher | z_teacher) - log P(student | z_student)
               - log P(y | z_teacher) - log P(y | z_student)

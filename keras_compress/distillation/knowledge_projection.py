@@ -111,7 +111,7 @@ class KnowledgeProjection(Distiller):
         self.decay = decay
         self.decay_epochs = decay_epochs
         # A weight, so that files and backups keep what was selected; NaN: not tried yet.
-        self._losses = self.add_weight(
+        self._trial_losses = self.add_weight(
             name="candidate_losses",
             shape=(len(candidates),),
             dtype="float32",
@@ -123,7 +123,7 @@ class KnowledgeProjection(Distiller):
     @property
     def candidate_losses(self):
         """Losses of the candidates when they were tried, a list; `None` before that."""
-        losses = ops.convert_to_numpy(self._losses)
+        losses = ops.convert_to_numpy(self._trial_losses)
         return None if np.isnan(losses).any() else losses.tolist()
 
     @property
@@ -190,7 +190,7 @@ class KnowledgeProjection(Distiller):
                 f"KnowledgeProjection: the loss of each of the candidates {self.candidates} was "
                 "not finite; lower the learning rate or `weight`."
             )
-        self._losses.assign(losses)
+        self._trial_losses.assign(losses)
 
     def _begin_epoch(self, epoch, epochs):
         trying = self._trial is not None

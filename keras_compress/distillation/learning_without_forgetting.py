@@ -23,7 +23,8 @@ class LearningWithoutForgetting(Distiller):
     loss given to `compile`, on the new output. Labels and metrics are of the new task alone. The
     paper's weight of the old task, against 1, is `alpha * temperature^2 / (1 - alpha)`.
 
-    First only the new head is trained, for `warmup_epochs`, then all of the student.
+    First only the new head is trained, for `warmup_epochs`, then all of the student (but for layers
+    that were frozen in the model).
 
     The teacher runs each step, or once: `kc.distillation.cache_teacher(distiller.teacher, x)`. For
     a third task, give `distiller.student` as the model.
@@ -86,13 +87,15 @@ class LearningWithoutForgetting(Distiller):
         tensor = _features(copy, features)
         inputs = copy.inputs[0] if isinstance(copy, keras.Sequential) else copy.input
         student = keras.Model(inputs, [*copy.outputs, new_head(tensor)], name=model.name)
-        student.trainable = True
+        # The teacher's, which its configuration tells, are no longer those of the model.
+        flags = [layer.trainable for layer in matching.leaf_layers(model)]
         loss = OldOutputs(**soft_targets(temperature, teacher, teacher).get_config())
         stages = [Stage(loss, alpha=alpha)] if alpha else [Stage()]
         if warmup_epochs:
             stages.insert(0, Stage(epochs=warmup_epochs, layers=_leaf_names(new_head)))
         super().__init__(teacher, student, stages=stages, alpha=alpha, name=name, **kwargs)
         self.new_head = new_head
+        self.trainable_layers = flags
         self.temperature = float(temperature)
         self.features = features
         self.warmup_epochs = warmup_epochs
@@ -109,6 +112,7 @@ class LearningWithoutForgetting(Distiller):
             **{name: config[name] for name in ("name", "trainable", "dtype", "alpha")},
             # The teacher is the model as it was; the student is made of it again.
             "model": config["teacher"],
+            "trainable_layers": self.trainable_layers,
             "new_head": keras.saving.serialize_keras_object(self.new_head),
             "temperature": self.temperature,
             "features": self.features,
@@ -117,8 +121,14 @@ class LearningWithoutForgetting(Distiller):
 
     @classmethod
     def from_config(cls, config):
-        restore = keras.saving.deserialize_keras_object
-        return cls(**{**config, **{key: restore(config[key]) for key in ("model", "new_head")}})
+        config = dict(config)
+        for key in ("model", "new_head"):
+            config[key] = keras.saving.deserialize_keras_object(config[key])
+        config["model"].trainable = True
+        flags = config.pop("trainable_layers")
+        for layer, flag in zip(matching.leaf_layers(config["model"]), flags, strict=True):
+            layer.trainable = flag
+        return cls(**config)
 
 
 @keras.saving.register_keras_serializable(package="keras_compress")

@@ -247,8 +247,12 @@ class Metadata:
             columns = mean.shape[1:]
             shapes = ((classes, *columns), (classes, *columns, *columns))
             wrong = wrong or len(columns) != 1 or spread.shape not in shapes
-        arrays = [self.classes, self.counts, *self.means, *self.spreads]
-        arrays += [a for a in (self.masks, self.center, self.scale, self.basis) if a is not None]
+        others = [a for a in (self.masks, self.center, self.scale, self.basis) if a is not None]
+        if self.kind == "spectral":
+            units = self.center.shape
+            wrong = wrong or self.scale.shape != units
+            wrong = wrong or self.basis.shape != (*units, self.means[0].shape[1])
+        arrays = [self.classes, self.counts, *self.means, *self.spreads, *others]
         if wrong or not all(a.dtype.kind in "fi" and np.isfinite(a).all() for a in arrays):
             raise ValueError("arrays do not go together")
 

@@ -65,7 +65,7 @@ def munge(
     ...         [keras.Input((4,)), keras.layers.Dense(units), keras.layers.Dense(2)], name=name
     ...     )
     >>> teachers = [net(32, "a"), net(32, "b")]
-    >>> loss = kc.distillation.LogitRegression()
+    >>> loss = kc.distillation.LogitRegression(normalize=False)
     >>> distiller = kc.distillation.Distiller(teachers, net(2, "student"), loss, alpha=1.0)
     >>> distiller.compile("adam")
     >>> history = distiller.fit(synthetic, verbose=0)

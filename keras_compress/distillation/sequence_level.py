@@ -21,7 +21,7 @@ class SequenceLevel(LogitsDistillation):
     - `"sequence"`: crossentropy on the likeliest sequence that the teacher's beam search finds: it
       has less variety than the gold ones, so that the student needs no beam afterwards.
     - `"interpolation"`: the same on that one of the beam which is most like the gold sequence, by
-      sentence BLEU (`1`- to `4`-grams, one added to the counts of 2- to 4-grams).
+      sentence BLEU (1- to 4-grams, one added to the counts of 2- to 4-grams).
 
     `targets` makes the sequences of the last two modes, once, before training. The loss is that of
     a `kc.distillation.Distiller`, whose labels `y` are the tokens to give at each place: gold in
@@ -121,7 +121,13 @@ class SequenceLevel(LogitsDistillation):
                 f"teacher_generate={self.teacher_generate!r}."
             )
         x = keras.tree.map_structure(np.asarray, x)
-        samples = len(keras.tree.flatten(x)[0])
+        counts = {array.shape[:1] for array in keras.tree.flatten(x)}
+        if len(counts) != 1 or () in counts or (0,) in counts:
+            raise ValueError(
+                f"{validation.prefix(self)}`x` must be an array, or a structure of arrays, with "
+                f"a row for each sample; got rows {sorted(counts)}."
+            )
+        ((samples,),) = counts
         step = validation.positive_int("batch_size", batch_size, self)
         if self.mode == "interpolation":
             y = np.asarray(y)

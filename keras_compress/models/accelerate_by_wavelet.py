@@ -160,8 +160,9 @@ def _dropped(graph, end, wae):
     if plain is None:
         raise ValueError(
             f"{OWNER}: images of {tuple(graph.inputs[0].shape[1:])} are too small for this "
-            "classifier at half the resolution: its feature maps vanish, even without the last "
-            "pooling. Train one with less pooling or larger images."
+            "classifier at half the resolution: a feature map vanishes, or is not as large as a "
+            "layer wants, even without the last pooling. Train one with less pooling, larger "
+            "images, and layers that take any size."
         )
     return None, plain
 
@@ -266,7 +267,8 @@ def _fused(maps, high, filters):
     while True:
         number += 1
         strides = tuple(
-            2 if -(-have // 2) >= want else 1 for have, want in zip(size, wanted, strict=True)
+            2 if have > want and -(-have // 2) >= want else 1
+            for have, want in zip(size, wanted, strict=True)
         )
         if number > 1 and strides == (1, 1):
             break

@@ -18,7 +18,8 @@ class WaveletAutoEncoder(keras.Model):
     The encoder gives `(I_L, I_H)`, by a convolution with strides of 2 each, the decoder the image
     from both. Training minimises `mean (I - decoded)^2 + energy_weight * mean I_H^2`, so that what
     matters goes into `I_L`, which `kc.models.accelerate_by_wavelet` gives to a classifier in the
-    place of the image. `fit(images)` needs no targets.
+    place of the image. `fit(images)` needs no targets, and `compile` no loss: one given there takes
+    the place of the squared difference.
 
     With `initial="haar"` it begins as Haar's transform: `I_L` is the mean of each 2x2 pixels, on
     the scale of the image, `I_H` the three differences of each channel, and the decoded image the
@@ -145,13 +146,14 @@ class WaveletAutoEncoder(keras.Model):
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def compile(self, optimizer="adam", loss="mse", **kwargs):
-        """As `keras.Model.compile`; `loss` compares the decoded images with the images."""
-        super().compile(optimizer, loss, **kwargs)
-
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
         y = x if y is None else y
-        return super().compute_loss(x, y, y_pred, sample_weight, training)
+        # With the energy, which `call` adds.
+        total = super().compute_loss(x, y, y_pred, sample_weight, training)
+        if self.loss is not None:
+            return total
+        error = ops.cast(y_pred, "float32") - ops.cast(y, "float32")
+        return total + ops.mean(ops.square(error))
 
     def set_haar(self):
         """Sets the weights so that the model computes Haar's transform and its inverse.
@@ -185,7 +187,7 @@ class WaveletAutoEncoder(keras.Model):
                 kernel[..., :second] = 0
             kernel[start : start + height, start : start + width, :first, :second] = taps
             layer.kernel.assign(kernel)
-            layer.bias.assign(ops.zeros_like(layer.bias))
+            layer.bias.assign(np.zeros(layer.bias.shape))
 
         # An image is handed on as x and -x, of which ReLU leaves the one that is positive.
         eye = np.eye(self.channels)

@@ -347,6 +347,23 @@ def test_students_of_compressed_layers():
         assert (a != b).any()
 
 
+def test_pruning_and_quantization_aware_training_of_a_student_in_one_fit():
+    student = kc.quantizers.quantize_aware(net(4), data=X)
+    distiller = kc.distillation.Distiller(
+        net(6),
+        student,
+        [kc.distillation.LogitsDistillation(4.0), kc.distillation.Hint("bn", "conv1")],
+    )
+    pruning = kc.callbacks.MagnitudePruning(kc.pruning.OneShot(0.5), layers=["conv2"])
+    fit(distiller, epochs=2, callbacks=[pruning])
+    student = kc.pruning.strip(distiller.finalize())
+    assert np.mean(values([student.get_layer("conv2").kernel])[0] == 0) == pytest.approx(0.5)
+    if keras.backend.backend() == "tensorflow":
+        lite = kc.export.to_tflite(student)
+        want = student.predict(X, verbose=0)
+        assert np.abs(lite.predict(X) - want).max() < 0.05 * np.abs(want).max()
+
+
 @pytest.mark.filterwarnings("ignore:When providing `inputs` as a dict")
 def test_several_inputs_and_outputs():
     def build(width):

@@ -202,6 +202,7 @@ def test_batches_of_targets_and_candidates_that_are_not_there():
     np.testing.assert_array_equal(targets, np.stack([x, x], 1))
 
 
+ONE = np.array([1])
 LABELS = np.array([[1, 2, 0, 0], [3, 1, 2, 0], [2, 2, 2, 2]])
 TEACHER, STUDENT = (RNG.normal(size=(3, 4, 5)).astype("float32") for _ in range(2))
 
@@ -262,11 +263,12 @@ def test_in_the_distiller_the_student_writes_the_teachers_sequences_greedily():
         (lambda: SequenceLevel(beam=0), "`beam`"),
         (lambda: SequenceLevel().targets([1]), "needs `teacher_generate`"),
         (lambda: SequenceLevel(search, "word").targets([1]), "a mode other than 'word'"),
-        (lambda: SequenceLevel(search, "interpolation").targets([1]), "needs the gold sequences"),
+        (lambda: SequenceLevel(search, "interpolation").targets(ONE), "needs the gold sequences"),
         (
-            lambda: SequenceLevel(lambda x, b: (np.zeros((1, 5)), np.zeros(1))).targets([1]),
+            lambda: SequenceLevel(lambda x, b: (np.zeros((1, 5)), np.zeros(1))).targets(ONE),
             r"sequences \(1, 5, length\)",
         ),
+        (lambda: SequenceLevel(search).targets([1, 2]), "a row for each sample"),
         (lambda: SequenceLevel().compute_loss(TEACHER, STUDENT), "labels `y`"),
         (lambda: SequenceLevel().compute_loss(TEACHER, STUDENT, y=LABELS[:, :2]), "labels `y`"),
     ],

@@ -82,6 +82,9 @@ def test_lccl_from_layer_gives_what_the_convolution_gives_and_learns_to_skip(kin
     model.fit(x, wanted, epochs=30, verbose=0)
     assert np.mean((numpy(layer(x)) - wanted) ** 2) < 0.7 * before
     assert layer.skip_ratio(x) > 0.1
+    fresh = kc.layers.LCCLConv2D.from_layer(conv, kind, exact=False)
+    np.testing.assert_array_equal(fresh.convolution.kernel, conv.kernel)
+    assert 0.2 < fresh.skip_ratio(x) < 0.8
 
 
 def test_lccl_refuses_what_it_cannot_be():

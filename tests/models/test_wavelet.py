@@ -65,11 +65,11 @@ def test_wae_training_from_random_weights_reconstructs_and_moves_energy_to_the_l
     wae = WaveletAutoEncoder(initial="random", energy_weight=0.3)
     low, high = (numpy(part) for part in wae.encoder(photographs))
     assert np.square(high).sum() > np.square(low).sum()
-    wae.compile(keras.optimizers.Adam(0.02), jit_compile=False)
+    wae.compile(keras.optimizers.Adam(0.05), jit_compile=False)
     expected = np.mean((numpy(wae(photographs)) - photographs) ** 2) + 0.3 * np.mean(high**2)
     before = wae.evaluate(photographs, verbose=0)
     np.testing.assert_allclose(before, expected, rtol=1e-4)
-    wae.fit(photographs, batch_size=16, epochs=60, verbose=0)
+    wae.fit(photographs, batch_size=32, epochs=40, verbose=0)
     low, high = (numpy(part) for part in wae.encoder(photographs))
     error = np.mean((numpy(wae(photographs)) - photographs) ** 2)
     assert error < 0.02 * np.mean(photographs**2)
@@ -178,13 +178,13 @@ def test_wae_leaves_the_last_pooling_out_where_the_map_would_vanish():
     names = [layer.name for layer in fast.layers]
     assert "pool2" in names and "pool3" not in names
     with pytest.raises(ValueError, match="too small for this classifier at half the resolution"):
-        accelerate_by_wavelet(classifier("global", (2, 2), 0, "valid"), WaveletAutoEncoder())
+        accelerate_by_wavelet(classifier("global", (3, 3), 0, "valid"), WaveletAutoEncoder())
 
 
 def test_wae_opens_nested_models_and_follows_branches():
     inner = keras.Sequential([keras.Input((16, 16, 3)), layers.Conv2D(8, 3, 2, "same", name="c")])
     x = inputs = keras.Input((16, 16, 3))
-    y = keras.Model(inner.inputs, inner.outputs, name="inner")(layers.Rescaling(0.5)(x))
+    y = keras.Model(inner.inputs[0], inner.outputs[0], name="inner")(layers.Rescaling(0.5)(x))
     z = layers.Conv2D(8, 1, 2, name="side")(x)
     y = keras.ops.relu(y + z)
     outputs = layers.Dense(2)(layers.GlobalMaxPooling2D()(y))
