@@ -119,14 +119,14 @@ LENETS = {
 
 # Channels.
 
-#: Name: the network, MACs that stay, (points lost, times faster) asked for.
+#: Name: the network, MACs that stay, `round_to`, (points lost, times faster) asked for.
 CHANNELS = {
-    "VGG-16 style, 80 % of the MACs": (vgg16, 0.2, (0.5, 4.0)),
-    "ResNet-20, 50 % of the MACs": (resnet20, 0.5, (0.5, 1.7)),
+    "VGG-16 style, 80 % of the MACs": (vgg16, 0.2, 4, (0.5, 4.0)),
+    "ResNet-20, 50 % of the MACs": (resnet20, 0.5, 8, (0.5, 1.7)),
 }
 
 
-def channel_pair(build, target, seed, train, epochs=15, tuning=15):
+def channel_pair(build, target, round_to, seed, train, epochs=15, tuning=15):
     """A trained net, and what three rounds of pruning by Taylor scores and fine-tuning leave."""
     keras.utils.set_random_seed(seed)
     model = fit(build(), train, epochs, 2e-3)
@@ -138,18 +138,18 @@ def channel_pair(build, target, seed, train, epochs=15, tuning=15):
             kc.pruning.criteria.Taylor(),
             kc.pruning.Budget(macs=left),
             (train[0][:512], train[1][:512]),
-            round_to=8,
+            round_to=round_to,
         )
         pruned = fit(pruned, train, tuning, 1e-3)
     return model, pruned
 
 
 def channels(name, seeds, runs):
-    build, target, asked = CHANNELS[name]
+    build, target, round_to, asked = CHANNELS[name]
     train, test = kc.datasets.digits(size=32)
     accuracies, result = [], None
     for seed in range(seeds):
-        model, pruned = channel_pair(build, target, seed, train)
+        model, pruned = channel_pair(build, target, round_to, seed, train)
         plain, small = kc.export.to_tflite(model), kc.export.to_tflite(pruned)
         accuracies.append((share(plain, test), share(small, test)))
         if seed == 0:
