@@ -7,12 +7,19 @@ import numpy as np
 
 from keras_compress.decomposition.factors import Factors, Stage
 from keras_compress.decomposition.linalg import gram, leading_eigenvectors, truncated_svd
+from keras_compress.decomposition.tucker import hooi
 
-_MAX_STEPS = 100
-_TRIAL_STEPS = 6
+# Steps of the fit, and of the trials that choose where it starts; more where they cost nothing or
+# gain most.
+_MAX_STEPS = 80
+_LARGE_MAX_STEPS = 120
+_TRIAL_STEPS = 4
+_CHEAP_TRIAL_STEPS = 8
 # Entries of the kernel times rank below which a fit costs little, and how many random starts then.
 _CHEAP = 200_000
-_RANDOM_STARTS = 4
+_RANDOM_STARTS = 10
+# And above which a fit is long, and starts from that of the kernel's core if this is small.
+_LARGE = 1_500_000
 # Sweeps of the power method for a rank-1 term of the greedy start.
 _POWER_SWEEPS = 10
 # Relative decrease of the squared error, in one step, at which more steps are not worth it.
@@ -85,7 +92,8 @@ def _unfold(kernel, rows):
 def nonlinear_least_squares(kernel, rank):
     """Fits the four factor matrices together, by damped Gauss-Newton (Levenberg-Marquardt).
 
-    Several starts take a few steps each, the best third goes on, and so forth. The normal equations
+    Several starts take a few steps each, the best third goes on, and so forth; a large kernel of
+    low rank starts from the fit of its Tucker core. The normal equations
     are never formed: the Gram structure of the Khatri-Rao products gives their product with a
     vector, conjugate gradients preconditioned by the blocks of the diagonal do the rest.
 
@@ -97,33 +105,56 @@ def nonlinear_least_squares(kernel, rank):
         List of four arrays of shape `(size, rank)`, columns of equal norm in each term.
     """
     kernel = np.asarray(kernel, "float64")
-    rng, starts = np.random.default_rng(0), []
-    # Small problems have poor local minima and cheap steps; large ones neither.
-    if _is_cheap(kernel, rank):
-        for _ in range(_RANDOM_STARTS):
-            starts.append([rng.normal(size=(size, rank)) for size in kernel.shape])
-        starts.append(_greedy_start(kernel, rank))
-    return _fit(kernel, rank, rng, starts)
+    norm = np.linalg.norm(kernel)
+    if norm == 0:
+        return [np.zeros((size, rank)) for size in kernel.shape]
+    unit = kernel / norm
+    start = _core_start(unit, rank) if _has_small_core(kernel, rank) else _best_start(unit, rank)
+    state = _State(unit, start)
+    state.descend(_LARGE_MAX_STEPS if _is_large(kernel, rank) else _MAX_STEPS)
+    return [factor * norm**0.25 for factor in state.factors]
 
 
 def _is_cheap(kernel, rank):
     return kernel.size * rank < _CHEAP
 
 
-def _fit(kernel, rank, rng, starts=()):
-    norm = np.linalg.norm(kernel)
-    if norm == 0:
-        return [np.zeros((size, rank)) for size in kernel.shape]
-    unit, steps = kernel / norm, _TRIAL_STEPS
-    starts = (*_split_starts(unit, rank, rng), _basis_start(unit, rank, rng), *starts)
-    states = [_State(unit, start) for start in starts]
+def _is_large(kernel, rank):
+    return kernel.size * rank > _LARGE
+
+
+def _has_small_core(kernel, rank):
+    """Whether a fit of the kernel in its channel bases is much cheaper than one of the kernel."""
+    inputs, outputs = kernel.shape[2:]
+    core = min(rank, inputs) * min(rank, outputs)
+    return _is_large(kernel, rank) and 2 * core <= inputs * outputs
+
+
+def _core_start(kernel, rank):
+    """The fit of what the kernel is in channel bases of that many vectors (HOOI)."""
+    inputs, outputs = kernel.shape[2:]
+    u, v = hooi(kernel, (min(rank, inputs), min(rank, outputs)))
+    core = np.einsum("ijst,sp,tq->ijpq", kernel, u, v, optimize=True)
+    a, b, c, d = nonlinear_least_squares(core, rank)
+    return [a, b, u @ c, v @ d]
+
+
+def _best_start(kernel, rank):
+    rng, starts, steps = np.random.default_rng(0), [], _TRIAL_STEPS
+    # Small problems have poor local minima and cheap steps; large ones neither.
+    if _is_cheap(kernel, rank):
+        steps = _CHEAP_TRIAL_STEPS
+        for _ in range(_RANDOM_STARTS):
+            starts.append([rng.normal(size=(size, rank)) for size in kernel.shape])
+        starts.append(_greedy_start(kernel, rank))
+    starts += [*_split_starts(kernel, rank, rng), _basis_start(kernel, rank, rng)]
+    states = [_State(kernel, start) for start in starts]
     while len(states) > 1:
         for state in states:
             state.descend(steps)
         states.sort(key=lambda state: state.squared_error)
         states, steps = states[: max(1, len(states) // 3)], 3 * steps
-    states[0].descend(_MAX_STEPS)
-    return [factor * norm**0.25 for factor in states[0].factors]
+    return states[0].factors
 
 
 def _basis_start(kernel, rank, rng):
@@ -265,10 +296,7 @@ class _State:
         """Preconditioned conjugate gradients on `(J^T J + damping) step = target`."""
         identity = np.eye(target.shape[1])
         inverses = [np.linalg.inv(h + self.damping * identity) for h in self.hessians]
-        modes = itertools.permutations(range(4), 2)
-        pairs = np.zeros((4, 4, *identity.shape))
-        for n, m in modes:
-            pairs[n, m] = _hadamard(self.grams, (n, m))
+        pairs = self._pairs()
         step = np.zeros_like(target)
         residual = target.copy()
         direction = ready = self._blocks(residual, inverses)
@@ -287,13 +315,26 @@ class _State:
         return step
 
     def _blocks(self, stacked, matrices):
-        return np.concatenate([stacked[s] @ m for s, m in zip(self.slices, matrices, strict=True)])
+        product = np.empty_like(stacked)
+        for place, matrix in zip(self.slices, matrices, strict=True):
+            np.matmul(stacked[place], matrix, out=product[place])
+        return product
+
+    def _pairs(self):
+        """For each two modes the product of the other modes' Gram matrices, zero for one mode."""
+        pairs = np.zeros((4, 4, *self.grams[0].shape))
+        for n, m in itertools.permutations(range(4), 2):
+            pairs[n, m] = _hadamard(self.grams, (n, m))
+        return pairs
 
     def _normal_product(self, stacked, pairs):
-        crossed = [stacked[s].T @ f for s, f in zip(self.slices, self.factors, strict=True)]
-        mixed = np.einsum("nmrq,mrq->nrq", pairs, np.stack(crossed))
+        crossed = np.empty(pairs.shape[1:])
+        for n, (place, factor) in enumerate(zip(self.slices, self.factors, strict=True)):
+            np.matmul(stacked[place].T, factor, out=crossed[n])
+        mixed = np.einsum("nmrq,mrq->nrq", pairs, crossed)
         image = self._blocks(stacked, self.hessians)
-        image += np.concatenate([f @ m for f, m in zip(self.factors, mixed, strict=True)])
+        for place, factor, matrix in zip(self.slices, self.factors, mixed, strict=True):
+            image[place] += factor @ matrix
         image += self.damping * stacked
         return image
 

@@ -101,7 +101,7 @@ def evbmf_of_spectrum(squares, shape):
 
     # The free energy may have several valleys: the deepest on a grid, then refined.
     grid = np.geomspace(min(lower, upper), upper, 64)
-    best = int(np.argmin([energy(sigma2) for sigma2 in grid]))
+    best = int(np.argmin(energy(grid[:, None])))
     low, high = math.log(grid[max(best - 1, 0)]), math.log(grid[min(best + 1, 63)])
     found = minimize_scalar(
         lambda exponent: energy(math.exp(exponent)),
@@ -117,8 +117,8 @@ def evbmf_of_spectrum(squares, shape):
 def _free_energy(unit, sigma2, alpha, xbar):
     # The terms ln(s^2) do not depend on sigma2; without them a zero singular value does no harm.
     x = unit / sigma2
-    noise, signal = x[x <= xbar], x[x > xbar]
+    signal = np.maximum(x, xbar)
     shifted = signal - (1 + alpha)
     t = (shifted + np.sqrt(np.maximum(shifted**2 - 4 * alpha, 0.0))) / 2
     explained = signal - t + np.log(t + 1) + alpha * np.log(t / alpha + 1)
-    return noise.sum() + explained.sum() + len(x) * math.log(sigma2)
+    return np.sum(np.where(x > xbar, explained, x) + np.log(sigma2), axis=-1)

@@ -11,7 +11,9 @@ KERNEL = RNG.normal(size=(3, 3, 2, 6))
 MATRIX = KERNEL.reshape(18, 6)
 ROWS = RNG.normal(size=(200, 18)) @ RNG.normal(size=(18, 18))
 MOMENT = ROWS.T @ ROWS / 200
-RANKS = dict.fromkeys(FORMS, 2) | {"bicluster": (2, 3, 1, 1), "tucker": (1, 3), "cp": 5}
+#: Forms of convolution kernels.
+CONVOLUTIONS = [form for form, kind in FORMS.items() if 4 in kind.kernel_ndims]
+RANKS = dict.fromkeys(CONVOLUTIONS, 2) | {"bicluster": (2, 3, 1, 1), "tucker": (1, 3), "cp": 5}
 
 
 def response_error(factors):
@@ -22,7 +24,7 @@ def kernel_error(factors, squares):
     return np.sum(squares * (MATRIX - factors.reconstruct().reshape(18, 6)) ** 2)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONVOLUTIONS)
 def test_denton_covariance_metric_answers_better_than_the_kernels_own(form):
     start = decompose(KERNEL, form, RANKS[form])
     fitted = refit(start, MOMENT.__matmul__, MOMENT @ MATRIX)
@@ -39,7 +41,7 @@ def test_denton_covariance_metric_in_closed_form():
     assert response_error(fitted) == pytest.approx(least, rel=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONVOLUTIONS)
 def test_denton_gradient_metric_weighs_what_matters(form):
     squares = RNG.gamma(0.5, size=MATRIX.shape)
     start = decompose(KERNEL, form, RANKS[form])
@@ -47,7 +49,7 @@ def test_denton_gradient_metric_weighs_what_matters(form):
     assert kernel_error(fitted, squares) < kernel_error(start, squares)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", CONVOLUTIONS)
 def test_the_frobenius_norm_gains_nothing_more_of_an_optimum(form):
     start = decompose(KERNEL, form, RANKS[form])
     fitted = refit(start, lambda w: w, MATRIX)

@@ -122,6 +122,7 @@ def test_ranking_differs_from_magnitude_where_inputs_differ_in_scale():
 
 
 def test_convolutions_and_recurrent_kernels_have_scores():
+    keras.utils.set_random_seed(0)
     inputs = keras.Input((6, 6, 2))
     x = keras.layers.Conv2D(3, 3, activation="relu", name="conv")(inputs)
     x = keras.layers.BatchNormalization()(x)
