@@ -32,6 +32,37 @@ def machine():
     }
 
 
+class Results:
+    """Raw results in `results/NAME.json`, kept one after the other.
+
+    Args:
+        name: Of the file.
+        keep: Whether they are written.
+    """
+
+    def __init__(self, name, keep=True):
+        self._keep = keep
+        self._path = FOLDER / "results" / f"{name}.json"
+        self.all = self._read()
+
+    def _read(self):
+        return json.loads(self._path.read_text())["results"] if self._path.exists() else {}
+
+    def put(self, value, *place):
+        """Puts a value under keys within keys."""
+        if self._keep:
+            # Other parts may be running beside this one.
+            self.all = self._read()
+        at = self.all
+        for key in place[:-1]:
+            at = at.setdefault(key, {})
+        at[place[-1]] = value
+        if self._keep:
+            self._path.parent.mkdir(exist_ok=True)
+            content = {"machine": machine(), "results": self.all}
+            self._path.write_text(json.dumps(content, indent=1) + "\n")
+
+
 def publish(name, table, results, command, note=""):
     """Prints a table, keeps the raw results as JSON and puts the table into README.md.
 

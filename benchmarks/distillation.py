@@ -205,7 +205,7 @@ def logit_regression(task, alpha=0.9):
     return task.distil(loss, alpha)
 
 
-def fitnets(task, epochs=1, weight=0.01, alpha=(0.95, 0.8)):
+def fitnets(task, epochs=1, weight=0.001, alpha=(0.95, 0.8)):
     # The weight matters although the first stage has nothing else: Adam's second moments outlive
     # it, and after large gradients the steps of the second stage would be small.
     stages = [
@@ -215,16 +215,11 @@ def fitnets(task, epochs=1, weight=0.01, alpha=(0.95, 0.8)):
     return task.distil(stages=stages)
 
 
-def hint(task, layer="block3", weight=0.03):
-    """The hint beside the labels, without stages and soft targets."""
-    return task.lead(kd.Hint(layer, layer, adapter="regressor"), weight)
+def attention(task, weight=5.0):
+    return task.lead(kd.AttentionTransfer("block3", "block3"), weight)
 
 
-def attention(task, weight=10.0):
-    return task.lead(kd.AttentionTransfer("block*", "block*"), weight)
-
-
-def attention_gradient(task, weight=1.0):
+def attention_gradient(task, weight=0.1):
     return task.lead(kd.AttentionTransfer(mode="gradient"), weight)
 
 
@@ -233,21 +228,25 @@ def noisy_teacher(task, sigma=0.3, weight=0.1, alpha=0.9):
     return task.distil(loss, alpha, [weight])
 
 
-def neuron_selectivity(task, weight=50.0):
+def neuron_selectivity(task, weight=10.0):
     return task.lead(kd.NeuronSelectivity("block3", "block3"), weight)
 
 
-def fsp(task, epochs=2, weights=(0.01, 0.01)):
+def fsp(task, epochs=2, weights=(1e-4, 1e-4)):
     blocks = [("block1", "block2"), ("block2", "block3")]
     losses = [kd.FSP(block, block) for block in blocks]
     return task.distil(stages=[kd.Stage(losses, list(weights), epochs=epochs), kd.Stage()])
 
 
-def sobolev(task, weight=100.0, scale=0.01, alpha=0.9):
-    return task.distil(kd.Sobolev(weight=weight, seed=task.seed), alpha, [scale])
+def sobolev(task, weight=1.0, value_weight=0.1, alpha=0.9):
+    losses = [
+        kd.LogitRegression(normalize=False),
+        kd.Sobolev(weight=1.0, value_weight=0.0, seed=task.seed),
+    ]
+    return task.distil(losses, alpha, [value_weight, weight])
 
 
-def dark_rank(task, weight=0.1, **options):
+def dark_rank(task, weight=0.03, **options):
     options = {"alpha": 1.0, "beta": 1.0, "candidates": 7, **options}
     return task.lead(kd.DarkRank("embedding", "embedding", **options), weight)
 
@@ -263,7 +262,7 @@ def centre(x, y):
     return ops.broadcast_to(box, (ops.shape(x)[0], 1, 4))
 
 
-def proposal_mimic(task, layer="block2", pool=5, weight=10.0):
+def proposal_mimic(task, layer="block3", pool=3, weight=10.0):
     loss = kd.ProposalMimic(layer, layer, centre, pool=pool, adapter="regressor")
     return task.lead(loss, weight)
 
@@ -291,8 +290,8 @@ def rocket_launching(task, weight=0.03):
     return task.accuracy(student)
 
 
-def knowledge_projection(task, weight=0.1, alpha=0.5):
-    pairs = [("block2", "block2"), ("block3", "block3")]
+def knowledge_projection(task, weight=3.0, alpha=0.5):
+    pairs = [("block3", "block3"), ("embedding", "embedding")]
     student = task.student()
     sizes = [np.prod(task.teacher.get_layer(name).output.shape[1:]) for name, _ in pairs]
     distiller = kd.KnowledgeProjection(
@@ -300,7 +299,7 @@ def knowledge_projection(task, weight=0.1, alpha=0.5):
         student,
         pairs,
         alpha=alpha,
-        weight=[float(weight * 288 / size) for size in sizes],
+        weight=[float(weight / size) for size in sizes],
         adapter="regressor",
         unlabeled=-1,
     )
@@ -329,6 +328,8 @@ def data_free(task):
 
 
 def moonshine(task, block="G(4)", beta=1000.0):
+    # A part before this one has frozen it, and its copies with it.
+    task.teacher.trainable = True
     keras.utils.set_random_seed(task.seed)
     distiller = kd.moonshine(task.teacher, block, beta=beta)
     student = distiller.student
@@ -353,7 +354,7 @@ def edges(x):
     return np.kron(steep, np.ones((2, 2), "float32")).astype("float32")[..., None]
 
 
-def cross_modal(task, epochs=3, layer="block3"):
+def cross_modal(task, epochs=3, layer="block3", weight=0.001):
     """Features on pairs of a picture and its edges, then the labels; the test has edges only."""
     seen = edges(task.alone[0]), task.alone[1]
     plain = fit(task.student(), *seen)
@@ -362,7 +363,7 @@ def cross_modal(task, epochs=3, layer="block3"):
     distiller = kd.Distiller(
         task.teacher,
         student,
-        stages=[kd.Stage(hint, epochs=epochs), kd.Stage()],
+        stages=[kd.Stage(hint, weight, epochs=epochs), kd.Stage()],
         inputs="paired",
         unlabeled=-1,
     )
@@ -399,8 +400,9 @@ def apprentice(task, alpha=0.9, temperature=4.0):
 def apprentice_c(task, epochs=2, rate=RATE / 10, alpha=0.9, temperature=4.0):
     """The teacher itself, all but its first and last layer ternary, fine-tuned."""
     inner = ["project*", *INNER, "embedding"]
+    # A part before this one has frozen it, and its copies with it.
+    task.teacher.trainable = True
     plain = kc.quantizers.apply(task.teacher, Ternary(0.7), inner)
-    plain.trainable = True
     fit(plain, *task.alone, epochs=epochs, rate=rate)
     distiller = kd.Apprentice(
         task.teacher,
@@ -443,7 +445,6 @@ PARTS = {
         hinton,
         logit_regression,
         fitnets,
-        hint,
         attention,
         attention_gradient,
         noisy_teacher,
@@ -546,7 +547,6 @@ ROWS = {
     "hinton": ("Hinton, T=4", "alone", ">= +1"),
     "logit_regression": ("LogitRegression (Ba, Caruana)", "alone", "> 0"),
     "fitnets": ("FitNets: hint, then Hinton", "alone", "> 0"),
-    "hint": ("Hint, no soft targets", "alone", "> 0"),
     "attention": ("AttentionTransfer", "alone", "> 0"),
     "attention_gradient": ("AttentionTransfer, gradients", "alone", "> 0"),
     "noisy_teacher": ("NoisyTeacher", "alone", "> 0"),

@@ -34,14 +34,7 @@ class Trainer:
 
     def __init__(self, data, options=None, frequency=None, epochs=1):
         keras.utils.set_random_seed(0)
-        self.model = keras.Sequential(
-            [
-                keras.Input((784,)),
-                keras.layers.Dense(300, activation="relu"),
-                keras.layers.Dense(100, activation="relu"),
-                keras.layers.Dense(10),
-            ]
-        )
+        self.model = kc.models.LeNet300100(classifier_activation=None)
         self.model.compile(
             "adam",
             keras.losses.SparseCategoricalCrossentropy(from_logits=True),
@@ -73,7 +66,7 @@ def main():
     parser.add_argument("--runs", type=int, default=11)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    x = rng.normal(size=(STEPS * BATCH, 784)).astype("float32")
+    x = rng.normal(size=(STEPS * BATCH, 28, 28, 1)).astype("float32")
     y = rng.integers(0, 10, STEPS * BATCH)
     data = tf.data.Dataset.from_tensor_slices((x, y)).batch(BATCH).cache().prefetch(4)
     # At the end of an epoch Keras waits for the autotuner's thread, whose naps are longer than

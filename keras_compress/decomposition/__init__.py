@@ -9,6 +9,7 @@ from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.decompose import FORMS, decompose
 from keras_compress.decomposition.depthwise import DepthwiseFactors
+from keras_compress.decomposition.depthwise_separable import DepthwiseSeparableFactors
 from keras_compress.decomposition.displacement import (
     displacement,
     displacement_matvec,
@@ -41,6 +42,7 @@ __all__ = [
     "Budget",
     "CPFactors",
     "DepthwiseFactors",
+    "DepthwiseSeparableFactors",
     "EVBMF",
     "EVBMFResult",
     "Energy",

@@ -6,6 +6,7 @@ from keras_compress import validation
 from keras_compress.decomposition.bicluster import BiclusterFactors
 from keras_compress.decomposition.cp import CPFactors
 from keras_compress.decomposition.depthwise import DepthwiseFactors
+from keras_compress.decomposition.depthwise_separable import DepthwiseSeparableFactors
 from keras_compress.decomposition.kernel_ridge import KernelRidgeFactors
 from keras_compress.decomposition.monochromatic import MonochromaticFactors
 from keras_compress.decomposition.separable_basis import SeparableBasisFactors
@@ -29,6 +30,7 @@ FORMS = {
         MonochromaticFactors,
         BiclusterFactors,
         DepthwiseFactors,
+        DepthwiseSeparableFactors,
         SparseBasisFactors,
         TernaryFactors,
         KernelRidgeFactors,
@@ -43,8 +45,8 @@ def decompose(kernel, form, rank, owner=None, **options):
         kernel: Array `(height, width, c_in, c_out)` of a convolution, or `(n_in, n_out)` of a
             dense layer (`"svd"`, `"ternary"` and `"kernel_ridge"`).
         form: `"svd"`, `"spatial"`, `"tucker"`, `"cp"`, `"separable_basis"`,
-            `"spatial_channel"`, `"monochromatic"`, `"bicluster"`, `"depthwise"`, `"sparse_basis"`,
-            `"ternary"` or `"kernel_ridge"`.
+            `"spatial_channel"`, `"monochromatic"`, `"bicluster"`, `"depthwise"`,
+            `"depthwise_separable"`, `"sparse_basis"`, `"ternary"` or `"kernel_ridge"`.
         rank: Number of terms (of `"sparse_basis"`: q, filters of a channel): an integer, as many
             integers as the form has ranks (`"tucker"` and `"spatial_channel"` have two,
             `"bicluster"` four), a float in (0, 1] (share of the squared singular values kept in

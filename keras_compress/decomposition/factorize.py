@@ -55,6 +55,7 @@ def factorize(
     | `"monochromatic"` | 1x1 to R colours, each of the T filters on one of them |
     | `"bicluster"` | 1x1, d x d, 1x1 between G groups of inputs and H of outputs |
     | `"depthwise"` | 1x1 to R, depthwise d x d, 1x1 to T |
+    | `"depthwise_separable"` | depthwise d x d with multiplier R, 1x1 to T |
     | `"sparse_basis"` | 1x1 to S, depthwise d x d with multiplier R, 1x1 to become sparse |
     | `"ternary"` | ternary d x d to R, a scale each, ternary 1x1; a dense layer as two |
     | `"tt"` | `kc.layers.TTDense`, `TTConv2D` |

@@ -36,6 +36,7 @@ class FactorizedConv2D(CompressedConv2D):
     | `"separable_basis"` | depthwise d x 1 to R S, depthwise 1 x d, 1x1 to T | `R S (2d + T)` |
     | `"monochromatic"` | 1x1 to R, depthwise d x d to T, an order | `R S + d^2 T + T` |
     | `"depthwise"` | 1x1 to R, depthwise d x d, 1x1 to T | `R (S + d^2 + T)` |
+    | `"depthwise_separable"` | depthwise d x d to R S, 1x1 to T | `R S (d^2 + T)` |
     | `"bicluster"` | order, grouped 1x1, d x d and 1x1, orders | see `BiclusterFactors` |
 
     Multiply-accumulates fall by about the same ratio; in the .tflite the steps are CONV_2D and

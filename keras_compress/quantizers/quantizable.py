@@ -110,12 +110,22 @@ def kind_of(call):
     if type(layer) in _SUMS:
         return "sum"
     if not isinstance(layer, keras.layers.Layer):
+        if _pads_with_zeros(call):
+            return "same_values"
         of_two = type(layer).__name__ in _SUM_OPERATIONS and len(call.inputs) == 2
         return "sum" if of_two else "float"
     name = activation_of(layer)
     if name in KNOWN:
         return "activation" if one_input else "float"
     return "float"
+
+
+def _pads_with_zeros(call):
+    """Whether a call is `keras.ops.pad` with zeros: each grid has one."""
+    operation = call.operation
+    if type(operation).__name__ != "Pad" or operation.mode != "constant":
+        return False
+    return len(call.args) == 1 and not call.kwargs.get("constant_values")
 
 
 def ends_in(call):

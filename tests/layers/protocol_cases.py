@@ -919,4 +919,12 @@ CASES = [
         (8, 9, 6),
         fit={"form": "depthwise", "rank": 20},
     ),
+    Case(
+        "FactorizedConv2D-depthwise-separable",
+        layers.FactorizedConv2D,
+        {"filters": 12, "kernel_size": 3, "form": "depthwise_separable", "rank": 2, "strides": 2},
+        (8, 9, 6),
+        fit={"form": "depthwise_separable", "rank": 4},
+        exact={"form": "depthwise_separable", "rank": 9},
+    ),
 ]

@@ -1,5 +1,7 @@
 """quantize_aware: grids, folded batch normalisation, and integer kernels that give the same."""
 
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -499,6 +501,25 @@ def test_a_layer_without_quantised_form_stays_in_float_and_is_named():
     with pytest.warns(UserWarning, match="'elu'"):
         model = quantize_aware(source)
     assert isinstance(model.get_layer("b"), FakeQuantDense)
+
+
+@on_tensorflow
+def test_zeros_padded_on_are_on_the_grid_of_what_they_pad():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model = quantize_aware(kc.models.ResNetCIFAR((12, 12, 3), classes=4, depth=8), data=X)
+    lite = kc.export.to_tflite(model)
+    assert "PAD" in lite.ops and lite.ops.count("QUANTIZE") == 1
+    # One step of the softmax's grid.
+    assert np.abs(lite.predict(X) - model.predict(X, verbose=0)).max() <= 1 / 256
+
+
+def test_other_values_padded_on_stay_in_float():
+    x = inputs = keras.Input((4, 3))
+    x = layers.Dense(3, name="a")(x)
+    x = ops.pad(x, ((0, 0), (1, 1), (0, 0)), constant_values=0.3)
+    with pytest.warns(UserWarning, match=r"\(Pad\)"):
+        quantize_aware(keras.Model(inputs, layers.Dense(2, name="b")(x)))
 
 
 @on_tensorflow
