@@ -6,7 +6,7 @@ import pytest
 from keras_compress.decomposition import EVBMF, FORMS, Energy, RankPolicy, decompose
 from keras_compress.decomposition.ranks import rank_policy, resolve_rank
 
-#: Forms whose ranks singular values can choose.
+#: Forms whose ranks singular values do not choose.
 UNGRADED = ("monochromatic", "bicluster", "ternary", "kernel_ridge")
 GRADED = [form for form in FORMS if form not in UNGRADED]
 EDGE_SHAPES = [(1, 1, 6, 4), (1, 1, 1, 1), (3, 3, 1, 8), (3, 3, 12, 2), (2, 2, 5, 1), (1, 3, 4, 4)]
