@@ -10,6 +10,7 @@ the cut.
 
 import argparse
 import inspect
+import json
 import os
 import sys
 import time
@@ -63,15 +64,20 @@ def measure(name, export):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="+", help="names of architectures")
+    parser.add_argument("--only", nargs="*", help="names of architectures")
     parser.add_argument("--no-export", action="store_true")
     parser.add_argument("--print-only", action="store_true", help="leave README.md as it is")
     options = parser.parse_args()
     every = [name for name, _ in inspect.getmembers(keras.applications, inspect.isfunction)]
-    results = []
-    for name in options.only or every:
-        results.append(measure(name, not options.no_export))
-        print(results[-1], flush=True)
+    kept = FOLDER / "results" / "pruning_applications.json"
+    found = {}
+    if kept.exists() and not options.print_only:
+        # What is measured now takes the place of the same rows of an earlier run.
+        found = {r["name"]: r for r in json.loads(kept.read_text())["results"]}
+    for name in every if options.only is None else options.only:
+        found[name] = measure(name, not options.no_export)
+        print(found[name], flush=True)
+    results = [found[name] for name in every if name in found]
     rows = [
         [
             r["name"],
