@@ -5,6 +5,7 @@ from keras import ops, tree
 
 from keras_compress import validation
 from keras_compress.distillation.feature_loss import FeatureLoss
+from keras_compress.distillation.feature_maps import check_maps
 from keras_compress.distillation.input_derivatives import check_inputs, input_gradient
 
 
@@ -117,15 +118,7 @@ class AttentionTransfer(FeatureLoss):
         return ops.sum(ops.power(ops.abs(features), self.p), axis=-1)
 
     def check_shapes(self, teacher_shape, student_shape):
-        rank = len(teacher_shape)
-        resizable = rank == 4 or tuple(teacher_shape[1:-1]) == tuple(student_shape[1:-1])
-        if rank < 3 or rank != len(student_shape) or not resizable:
-            raise ValueError(
-                f"{validation.prefix(self)}attention maps need features (batch, ..., channels) "
-                "with as many axes on both sides, and equal sizes unless they are images; got "
-                f"{tuple(teacher_shape)} from teacher layer {self.teacher_layer_name!r} and "
-                f"{tuple(student_shape)} from student layer {self.student_layer_name!r}."
-            )
+        check_maps(self, "attention maps", teacher_shape, student_shape)
 
     def get_config(self):
         config = super().get_config()
